@@ -1,0 +1,1 @@
+"""Embedded corpora that this project wrote itself, with the seeded generators that made them."""

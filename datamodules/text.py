@@ -1,0 +1,240 @@
+"""The common part of every text corpus: vocabulary, token cache, plan of batches, loaders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from datamodules.batch import TokenBatch
+from datamodules.build import build
+from datamodules.cache import cache_key, default_cache_dir, written_whole
+from datamodules.corpus import DataError, Row
+from datamodules.plan import BatchPlan, PlannedLoader, PlannedRows, micro_batches
+from datamodules.store import FORMAT_VERSION, TokenStore, encode_rows, open_or_build
+from datamodules.tokenizers.base import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test"]
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Text rows as flat `TokenBatch`es, tokenized once into a cache.
+
+    A corpus is a subclass that says what its rows are: `read`, `fingerprint`, `describe`, and `label_names` where
+    it has labels.
+
+    Args:
+        tokenizer: a tokenizer's options with `_target_`, or a tokenizer.
+        max_length: longest row in tokens, special tokens included; texts are cut to as many characters.
+        tokens_per_batch: tokens of one optimiser step, over all devices and micro-batches.
+        max_tokens_per_device: tokens that a device holds at a time; more micro-batches make up the rest.
+        num_workers: processes that assemble batches; 0: the training process does it between steps.
+        cache_dir: where token caches lie; None: `$XDG_CACHE_HOME/kexue-lightning` or `~/.cache/kexue-lightning`.
+        seed: seed of the order of rows.
+    """
+
+    kind = "text"
+    provides = frozenset({"text"})
+    label_names: list[str] | None = None
+
+    def __init__(
+        self,
+        tokenizer: dict | Tokenizer | None = None,
+        max_length: Annotated[int, "x >= 4"] = 128,
+        tokens_per_batch: Annotated[int, "x >= 1"] = 2048,
+        max_tokens_per_device: Annotated[int, "x >= 1"] = 16384,
+        num_workers: Annotated[int, "x >= 0"] = 0,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if max_length < 4:
+            raise ValueError(f"max_length={max_length}: must be at least 4 ([CLS], [SEP] and some text)")
+        micro_batches(tokens_per_batch, max_tokens_per_device, max_length, world_size=1)
+        self.tokenizer = build(tokenizer)
+        self.max_length = max_length
+        self.tokens_per_batch = tokens_per_batch
+        self.max_tokens_per_device = max_tokens_per_device
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.seed = seed
+        self.stores: dict[Split, TokenStore] = {}
+
+    def read(self, split: Split) -> Iterator[Row]:
+        """The rows of a split in a fixed order; none where the corpus lacks it."""
+        raise NotImplementedError
+
+    def fingerprint(self, split: Split) -> str:
+        """Names the content that `read(split)` gives."""
+        raise NotImplementedError
+
+    def describe(self) -> dict:
+        """What the summary says of the corpus; at least {"source": ...}."""
+        raise NotImplementedError
+
+    # Lightning calls this on one process of each machine: everything that is computed once is written here.
+    def prepare_data(self) -> None:
+        self._prepare_tokenizer()
+        for split in ("train", "val", "test"):
+            self._store(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.stores:
+            return
+        self._prepare_tokenizer()
+        self.stores = {split: self._store(split) for split in ("train", "val", "test")}
+        if not len(self.stores["train"]):
+            raise DataError(f"the corpus has no training rows ({self.describe()})")
+        for split, store in self.stores.items():
+            if len(store):
+                facts = store.facts
+                words = facts["num_tokens"] - 2 * facts["num_rows"]
+                log.info(
+                    f"{split}: {facts['num_rows']:,} rows, {facts['num_tokens']:,} tokens, "
+                    f"{facts['num_characters'] / max(words, 1):.2f} characters a token, "
+                    f"{facts['unknown_tokens'] / max(words, 1):.2%} [UNK], {facts['truncated_rows']:,} rows cut"
+                )
+
+    @property
+    def facts(self) -> dict:
+        """What a technique must know of the corpus, as primitives: ids, sizes, labels."""
+        tokenizer = self.tokenizer
+        return {
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": tokenizer.pad_id,
+            "unk_id": tokenizer.unk_id,
+            "cls_id": tokenizer.cls_id,
+            "sep_id": tokenizer.sep_id,
+            "mask_id": tokenizer.mask_id,
+            "special_ids": [int(i) for i in tokenizer.special_ids],
+            "max_length": self.max_length,
+            "train_characters": self.stores["train"].facts["distinct_characters"],
+            "label_names": self.label_names,
+        }
+
+    def token_counts(self) -> np.ndarray:
+        """int64 [vocab_size]: unigram counts of the training split."""
+        return self.stores["train"].token_counts(self.tokenizer.vocab_size)
+
+    def accumulate_grad_batches(self, world_size: int) -> int:
+        """Micro-batches a step: what Trainer(accumulate_grad_batches=) has to be."""
+        return micro_batches(self.tokens_per_batch, self.max_tokens_per_device, self.max_length, world_size)
+
+    def train_dataloader(self) -> PlannedLoader:
+        trainer, store = self.trainer, self.stores["train"]
+        accumulate = self.accumulate_grad_batches(trainer.world_size)
+        if trainer.accumulate_grad_batches != accumulate:
+            raise ValueError(
+                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): tokens_per_batch="
+                f"{self.tokens_per_batch} under max_tokens_per_device={self.max_tokens_per_device} on "
+                f"{trainer.world_size} rank(s) needs accumulate_grad_batches={accumulate}"
+            )
+        plan = BatchPlan(store.lengths, self.tokens_per_batch, self.seed, trainer.world_size * accumulate)
+        count = getattr(trainer.lightning_module, "count_targets", None)
+        rows = PlannedRows(plan, store.batch, count, trainer.global_rank, trainer.world_size, accumulate)
+        return PlannedLoader(rows, self.num_workers, pin_memory=_on_gpu(trainer))
+
+    def val_dataloader(self) -> torch.utils.data.DataLoader | list:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> torch.utils.data.DataLoader | list:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Split) -> torch.utils.data.DataLoader | list:
+        store = self.stores[split]
+        if not len(store):
+            return []
+        batches = evaluation_batches(store.lengths, self.max_tokens_per_device, self.trainer.world_size)
+        return torch.utils.data.DataLoader(
+            _EvaluationRows(store, batches[self.trainer.global_rank :: self.trainer.world_size]),
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=_on_gpu(self.trainer),
+            collate_fn=_as_it_is,
+        )
+
+    def _prepare_tokenizer(self) -> None:
+        if self.tokenizer.built:
+            return
+        key = cache_key(self.fingerprint("train"), self.tokenizer.fingerprint)
+        directory = self.cache_dir / "vocabularies" / key
+        if directory.exists():
+            self.tokenizer = load_tokenizer(directory)
+            return
+        self.tokenizer.build(text for row in self.read("train") for text in row[:2] if text is not None)
+        with written_whole(directory) as building:
+            self.tokenizer.save(building)
+        log.info(f"vocabulary: {self.tokenizer.vocab_size:,} entries built from the training split")
+
+    def _store(self, split: Split) -> TokenStore:
+        key = cache_key(self.fingerprint(split), self.tokenizer.fingerprint, self.max_length, FORMAT_VERSION)
+        return open_or_build(
+            self.cache_dir / "tokens" / key, self.read(split), self.tokenizer, self.max_length, f"{split} split"
+        )
+
+
+@dataclass
+class TextInput:
+    """Prepares texts that are not of the corpus as its rows are; what `predict_<task>` gets besides the texts.
+
+    Attributes:
+        tokenizer: the run's tokenizer.
+        max_length: longest row in tokens.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+
+    def encode(self, texts: list[str]) -> TokenBatch:
+        """`[CLS] text [SEP]` rows, cut at `max_length`, as one batch; row ids count from 0."""
+        arrays, _ = encode_rows(self.tokenizer, [Row(text) for text in texts], self.max_length)
+        return TokenBatch.from_numpy(
+            input_ids=arrays["tokens"],
+            lengths=arrays["lengths"],
+            char_counts=arrays["chars"],
+            word_starts=arrays["word_starts"],
+            pair_starts=arrays["pair_starts"],
+            row_ids=np.arange(len(texts)),
+        )
+
+
+def evaluation_batches(lengths: np.ndarray, max_tokens: int, world_size: int = 1) -> list[np.ndarray]:
+    """Every row once, sorted by length, in batches of at most `max_tokens` tokens; at least one a rank if rows allow."""
+    order = np.argsort(-lengths, kind="stable")
+    max_tokens = min(max_tokens, max(int(lengths.sum()) // world_size, int(lengths.max())))
+    batches, start, size = [], 0, 0
+    for index, length in enumerate(lengths[order].tolist()):
+        if size + length > max_tokens and index > start:
+            batches.append(order[start:index])
+            start, size = index, 0
+        size += length
+    return [*batches, order[start:]]
+
+
+class _EvaluationRows(torch.utils.data.Dataset):
+    def __init__(self, store: TokenStore, batches: list[np.ndarray]):
+        self.store = store
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> TokenBatch:
+        return self.store.batch(self.batches[index])
+
+
+def _as_it_is(batch: TokenBatch) -> TokenBatch:
+    return batch
+
+
+def _on_gpu(trainer: pl.Trainer) -> bool:
+    return trainer.strategy.root_device.type == "cuda"
+

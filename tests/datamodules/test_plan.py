@@ -1,0 +1,169 @@
+"""The plan of batches: every row once an epoch, the same steps however they are cut, resumption on the next row."""
+
+import numpy as np
+import pytest
+
+from datamodules.batch import TokenBatch
+from datamodules.plan import BatchPlan, PlannedLoader, PlannedRows, micro_batches
+
+LENGTHS = np.random.Generator(np.random.PCG64(0)).integers(3, 40, size=500)
+
+
+def collate(rows: np.ndarray, epoch: int = 0) -> TokenBatch:
+    """A batch whose tokens are their row's id."""
+    lengths = LENGTHS[rows]
+    return TokenBatch.from_numpy(
+        input_ids=np.repeat(rows, lengths),
+        lengths=lengths,
+        char_counts=np.ones(lengths.sum()),
+        word_starts=np.ones(lengths.sum(), dtype=bool),
+        pair_starts=lengths,
+        row_ids=rows,
+        epoch=epoch,
+    )
+
+
+def loader(rank: int = 0, world_size: int = 1, accumulate: int = 1, num_workers: int = 0) -> PlannedLoader:
+    plan = BatchPlan(LENGTHS, tokens_per_batch=512, seed=3, parts=world_size * accumulate)
+    return PlannedLoader(PlannedRows(plan, collate, None, rank, world_size, accumulate), num_workers)
+
+
+def steps(epoch: int, world_size: int, accumulate: int) -> list[set[int]]:
+    """The set of rows of each step, gathered over ranks and micro-batches."""
+    rows_of_rank = []
+    for rank in range(world_size):
+        one = loader(rank, world_size, accumulate)
+        one.sampler.set_epoch(epoch)
+        rows_of_rank.append([batch.row_ids.tolist() for batch in one])
+    gathered = []
+    for start in range(0, len(rows_of_rank[0]), accumulate):
+        rows = [row for rank in rows_of_rank for batch in rank[start : start + accumulate] for row in batch]
+        assert len(rows) == len(set(rows))
+        gathered.append(set(rows))
+    return gathered
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_every_row_exactly_once_an_epoch(epoch):
+    rows = [row for step in steps(epoch, 1, 1) for row in step]
+    assert sorted(rows) == list(range(len(LENGTHS)))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_steps_rows_do_not_depend_on_how_it_is_cut(world_size, accumulate):
+    assert steps(2, world_size, accumulate) == steps(2, 1, 1)
+
+
+def test_epochs_differ_and_have_equally_many_steps():
+    assert len(steps(0, 1, 1)) == len(steps(1, 1, 1))
+    assert steps(0, 1, 1) != steps(1, 1, 1)
+
+
+def test_steps_keep_to_the_budget_and_group_lengths():
+    plan = BatchPlan(LENGTHS, tokens_per_batch=512, seed=3)
+    padded, real = 0, 0
+    for index in range(plan.num_steps):
+        lengths = LENGTHS[plan.step(0, index)]
+        assert lengths.sum() <= 512 + LENGTHS.max()
+        padded += len(lengths) * lengths.max()
+        real += lengths.sum()
+    assert real / padded > 0.8
+    assert real / (len(LENGTHS) * LENGTHS.max()) < 0.6
+
+
+def test_parts_are_balanced():
+    plan = BatchPlan(LENGTHS, tokens_per_batch=512, seed=3, parts=4)
+    for index in range(plan.num_steps):
+        loads = [LENGTHS[part].sum() for part in plan.cut(plan.step(0, index))]
+        assert max(loads) - min(loads) <= LENGTHS.max()
+
+
+@pytest.mark.parametrize("tokens, device, longest, world", [(4096, 512, 64, 1), (4096, 512, 64, 3), (100, 16384, 128, 8)])
+def test_micro_batches_fit_the_device(tokens, device, longest, world):
+    accumulate = micro_batches(tokens, device, longest, world)
+    lengths = np.random.Generator(np.random.PCG64(1)).integers(2, longest + 1, size=5000)
+    parts = accumulate * world
+    plan = BatchPlan(lengths, max(tokens, 2 * parts * longest), seed=0, parts=parts)
+    if plan.tokens_per_batch == tokens:
+        for index in range(plan.num_steps):
+            assert max(lengths[part].sum() for part in plan.cut(plan.step(0, index))) <= device
+
+
+def test_too_few_rows_for_the_parts_is_told():
+    with pytest.raises(ValueError, match=r"tokens_per_batch=64: a step may hold only 1 rows .* 4 parts"):
+        BatchPlan(LENGTHS, tokens_per_batch=64, seed=0, parts=4)
+
+
+def test_a_device_too_small_for_two_rows_is_told():
+    with pytest.raises(ValueError, match="max_tokens_per_device=100: must hold two rows"):
+        micro_batches(2048, 100, 64, 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("consumed", [0, 1, 5])
+def test_a_resumed_loader_continues_on_the_next_row(consumed, num_workers):
+    whole = loader(accumulate=2)
+    whole.sampler.set_epoch(4)
+    expected = [batch.row_ids.tolist() for batch in whole]
+    first = loader(accumulate=2, num_workers=num_workers)
+    first.sampler.set_epoch(4)
+    iterator = iter(first)
+    for index in range(consumed):
+        assert next(iterator).row_ids.tolist() == expected[index]
+    resumed = loader(accumulate=2, num_workers=num_workers)
+    resumed.load_state_dict(first.state_dict())
+    resumed.sampler.set_epoch(4)
+    assert [batch.row_ids.tolist() for batch in resumed] == expected[consumed:]
+    # The epoch after the resumed one is whole again.
+    resumed.sampler.set_epoch(5)
+    assert len(list(resumed)) == len(expected)
+
+
+def test_a_finished_epoch_resumes_with_the_next_one():
+    first = loader()
+    list(first)
+    resumed = loader()
+    resumed.load_state_dict(first.state_dict())
+    assert len(list(resumed)) == len(resumed)
+
+
+def test_another_world_size_continues_with_the_same_steps():
+    one = loader()
+    iterator = iter(one)
+    next(iterator), next(iterator)
+    expected = [set(batch.row_ids.tolist()) for batch in iterator]
+    state = loader()
+    halves = []
+    for rank in range(2):
+        resumed = loader(rank, world_size=2)
+        resumed.load_state_dict({**state.state_dict(), "batches": 2})
+        halves.append([set(batch.row_ids.tolist()) for batch in resumed])
+    assert [a | b for a, b in zip(*halves, strict=True)] == expected
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"plan": "other"}, "another plan of batches"), ({"accumulate": 3}, "3 micro-batches a step")],
+)
+def test_a_state_that_means_other_rows_is_refused(change, message):
+    one = loader()
+    with pytest.raises(ValueError, match=message):
+        one.load_state_dict({**one.state_dict(), **change})
+
+
+def test_loss_weights_make_the_mean_over_parts_the_mean_over_targets():
+    plan = BatchPlan(LENGTHS, tokens_per_batch=512, seed=3, parts=6)
+    value = LENGTHS.astype(float)  # a row's loss per target; its targets: its row id modulo 5
+
+    def count(batch: TokenBatch) -> int:
+        return int((batch.row_ids % 5).sum())
+
+    parts = [PlannedRows(plan, collate, count, rank, 2, 3)[0, micro] for micro in range(3) for rank in range(2)]
+    rows = plan.step(0, 0)
+    truth = (value[rows] * (rows % 5)).sum() / (rows % 5).sum()
+    means = [
+        (value[b.row_ids.numpy()] * (b.row_ids % 5).numpy()).sum() / max(b.num_targets, 1) * b.loss_weight
+        for b in parts
+    ]
+    np.testing.assert_allclose(np.mean(means), truth)
