@@ -1,0 +1,3 @@
+"""Tokenizers: words as WoBERT (`word`), characters as BERT (`char`), any Hugging Face tokenizer
+(`pretrained`).
+"""
