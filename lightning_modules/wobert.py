@@ -1,0 +1,274 @@
+"""WoBERT: a masked language model whose tokens are words.
+
+Su Jianlin, "Speed up without loss: word-granularity Chinese WoBERT", kexue.fm/archives/7758. With the character
+tokenizer the same class is BERT's masked language model, the article's baseline.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+from datamodules.batch import TokenBatch
+from datamodules.build import build
+from datamodules.corpus import DataError
+from datamodules.text import TextInput
+from lightning_modules.base import Technique
+from lightning_modules.masking import Masking
+from lightning_modules.networks.text_encoder import TextEncoder
+from lightning_modules.pictures import plot_token_accuracy
+
+PLOTTED_TOKENS = 30
+
+
+class WoBERT(Technique):
+    """Masked language model on flat batches; the vocabulary projection runs on the targets only.
+
+    Args:
+        backbone: a `TextEncoder`, or its options with `_target_`.
+        optimizer, scheduler, seed: see `Technique`.
+        init_from: a run, an export/, a Hugging Face directory or a hub name to start from.
+        mask_rate: share of the tokens to predict.
+        mask_token_rate, random_token_rate: shares of those that are replaced by [MASK] and by a random id.
+        whole_word_masking: draw words of the segmenter instead of tokens.
+        mask_special_tokens: draw [CLS] and [SEP] too, as the original script does.
+        attention: see `TextEncoder`.
+        facts: the corpus' facts; None: taken from the trainer's DataModule when training starts.
+        network_config: the network's transformers configuration; stored in checkpoints.
+
+    Raises:
+        ValueError: an option out of its range; the message starts with its name.
+    """
+
+    needs = frozenset({"text"})
+    metrics = (
+        "train/loss",
+        "val/loss",
+        "val/masked_accuracy",
+        "val/bits_per_char",
+        "test/loss",
+        "test/masked_accuracy",
+        "test/bits_per_char",
+        "baseline/unigram_loss",
+        "baseline/unigram_bits_per_char",
+        "baseline/most_frequent_share",
+    )
+    predict_tasks = {
+        "fill_mask": "the most probable tokens at every [MASK] of a text",
+        "embed": "one vector a text: the mean of the last layer's states",
+    }
+
+    def __init__(
+        self,
+        backbone: dict | TextEncoder,
+        optimizer: dict | None = None,
+        scheduler: dict | None = None,
+        init_from: str | None = None,
+        mask_rate: Annotated[float, "0 < x < 1"] = 0.15,
+        mask_token_rate: Annotated[float, "0 <= x <= 1"] = 0.8,
+        random_token_rate: Annotated[float, "0 <= x <= 1"] = 0.1,
+        whole_word_masking: bool = False,
+        mask_special_tokens: bool = False,
+        attention: Literal["auto", "unpadded", "padded"] = "auto",
+        seed: int = 0,
+        *,
+        facts: dict[str, Any] | None = None,
+        network_config: dict[str, Any] | None = None,
+    ):
+        super().__init__(optimizer, scheduler, seed)
+        if not 0 < mask_rate < 1:
+            raise ValueError(f"mask_rate={mask_rate}: must lie between 0 and 1")
+        if not 0 <= mask_token_rate + random_token_rate <= 1:
+            raise ValueError(
+                f"mask_token_rate={mask_token_rate}, random_token_rate={random_token_rate}: must add up to at most 1"
+            )
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, TextEncoder) else [])
+        self.network: TextEncoder = build(
+            backbone, attention=attention, init_from=init_from, network_config=network_config
+        )
+        self.masking: Masking | None = None
+        self.by_token: tuple[list[int], list[int]] = ([], [])
+
+    def check_corpus(self, datamodule: Any) -> None:
+        super().check_corpus(datamodule)
+        reach = self.network.longest_row
+        if reach is not None and datamodule.max_length > reach:
+            raise ValueError(
+                f"data.max_length={datamodule.max_length}: the model's positions reach {reach} tokens "
+                "(model.backbone.max_position_embeddings)"
+            )
+
+    # Lightning calls this when the DataModule is set up, and again when a checkpoint is loaded.
+    def configure_model(self) -> None:
+        if self.masking is not None:
+            return
+        options, data = self.hparams, None
+        if options.facts is None:
+            data = self.trainer.datamodule
+            options.facts = data.facts
+        facts = options.facts
+        if self.network.model is None:
+            self.network.build(facts["vocab_size"], facts["pad_id"])
+            options.network_config = self.network.config.to_dict()
+        self.masking = Masking(
+            vocab_size=facts["vocab_size"],
+            mask_id=facts["mask_id"],
+            special_ids=tuple(i for i in facts["special_ids"] if i != facts["unk_id"]),
+            seed=self.seed,
+            mask_rate=options.mask_rate,
+            mask_token_rate=options.mask_token_rate,
+            random_token_rate=options.random_token_rate,
+            whole_words=options.whole_word_masking,
+            special_tokens=options.mask_special_tokens,
+        )
+        # Counted on the CPU while a batch is assembled: the GPU is never asked how many targets there are.
+        self.count_targets = self.masking.count
+        counts = torch.zeros(facts["vocab_size"], dtype=torch.long)
+        if data is not None:
+            counts.copy_(torch.from_numpy(data.token_counts()))
+        self.scores = MaskedLMScores(counts, facts["unk_id"], facts["train_characters"])
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        targets = self.masking.targets(batch)
+        states = self.network(batch, self.masking.corrupt(batch, targets))
+        index = torch.nonzero_static(targets, size=batch.num_targets).squeeze(1)
+        logits = self.network.vocabulary_logits(states[index])
+        loss = F.cross_entropy(logits.float(), batch.input_ids[index], reduction="sum") / max(batch.num_targets, 1)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.num_targets)
+        return loss * batch.loss_weight
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        self._score(batch)
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def predict_fill_mask(self, texts: list[str], inputs: TextInput, top_k: int = 5) -> list[dict]:
+        """For every [MASK] of every text the `top_k` most probable tokens with their probabilities.
+
+        Raises:
+            DataError: a text without [MASK], or whose [MASK] lies beyond the row's greatest length.
+        """
+        batch = inputs.encode(texts).to(self.device)
+        masks = batch.input_ids == self.hparams.facts["mask_id"]
+        row = batch.token_row_ids[masks].tolist()
+        for index, text in enumerate(texts):
+            if row.count(index) == 0:
+                raise DataError(
+                    f"predict.input: no [MASK] within the first {inputs.max_length - 2} characters of {text[:60]!r}"
+                )
+        logits = self.network.vocabulary_logits(self.network(batch)[masks]).float()
+        probabilities, ids = logits[:, : self.hparams.facts["vocab_size"]].softmax(-1).topk(top_k)
+        results: list[dict] = [{"text": text, "predictions": []} for text in texts]
+        for index, scores, tokens in zip(row, probabilities.tolist(), ids.tolist(), strict=True):
+            candidates = [
+                {"token": inputs.tokenizer.vocab[token], "score": score}
+                for token, score in zip(tokens, scores, strict=True)
+            ]
+            results[index]["predictions"].append(candidates)
+        return results
+
+    def predict_embed(self, texts: list[str], inputs: TextInput) -> list[dict]:
+        """The mean of the last layer's states over a text's tokens, special tokens left out."""
+        vectors = self.network.encode(inputs.encode(texts).to(self.device)).float().tolist()
+        return [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
+
+    def plot(self, directory: Path, tokenizer: Any) -> None:
+        """Accuracy on the most frequent targets of the last evaluation, as bars."""
+        targets, correct = self.by_token
+        ids = sorted((i for i, count in enumerate(targets) if count), key=lambda i: -targets[i])[:PLOTTED_TOKENS]
+        if ids:
+            plot_token_accuracy(
+                directory / "token_accuracy.png",
+                tokens=[tokenizer.vocab[i] for i in ids],
+                accuracies=[correct[i] / targets[i] for i in ids],
+                counts=[targets[i] for i in ids],
+                ids=ids,
+            )
+
+    def export(self, directory: Path) -> None:
+        self.network.model.save_pretrained(directory)
+
+    def _score(self, batch: TokenBatch) -> None:
+        targets = self.masking.evaluation_targets(batch)
+        states = self.network(batch, self.masking.hide(batch, targets))
+        logits = self.network.vocabulary_logits(states[targets]).float()
+        self.scores.update(logits, batch.input_ids[targets], batch.char_counts[targets])
+
+    def _log_scores(self, split: Literal["val", "test"]) -> None:
+        scores = self.scores.compute()
+        self.scores.reset()
+        self.by_token = scores["targets_by_token"].tolist(), scores["correct_by_token"].tolist()
+        own = {f"{split}/{name}": scores[name] for name in ("loss", "masked_accuracy", "bits_per_char")}
+        names = ("unigram_loss", "unigram_bits_per_char", "most_frequent_share")
+        baseline = {f"baseline/{name}": scores[name] for name in names}
+        self.log_dict(own | baseline if split == "val" else own, batch_size=1)
+
+
+class MaskedLMScores(Metric):
+    """Sums over the targets of an evaluation: exact on any number of ranks and batches.
+
+    Bits per character divides the sum of -log2 p by the original characters that the targets cover, so models with
+    different tokenizers compare. An [UNK] target is charged, besides its own -log2 p, a uniform code over the
+    training characters for each character that it hides. It is a pseudo-likelihood: the targets of a row are
+    predicted independently of one another.
+
+    Args:
+        token_counts: int64 [vocab_size], of the training split; the unigram baseline is the same targets under
+            them with one added to each.
+        unk_id: id of [UNK].
+        characters: distinct characters of the training split.
+    """
+
+    full_state_update = False
+    SUMS = ("nll", "unigram_nll", "characters", "unknown_characters")
+
+    def __init__(self, token_counts: Tensor, unk_id: int, characters: int):
+        super().__init__()
+        # Part of the checkpoint: a loaded model evaluates against the baseline of the corpus it was trained on.
+        self.register_buffer("token_counts", token_counts)
+        self.unk_id = unk_id
+        self.bits_per_unknown = math.log2(max(characters, 2))
+        # Apple's GPUs have no float64.
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        for name in self.SUMS:
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+        # int64 [vocab_size]: targets and correct predictions by token.
+        self.add_state("targets", torch.zeros_like(token_counts), dist_reduce_fx="sum")
+        self.add_state("correct", torch.zeros_like(token_counts), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor, char_counts: Tensor) -> None:
+        """Add K targets: logits [K, vocab_size], ids [K], original characters each covers [K]."""
+        unigram = (self.token_counts + 1).log() - (self.token_counts + 1).sum().log()
+        self.nll += F.cross_entropy(logits, targets, reduction="sum")
+        self.unigram_nll -= unigram[targets].sum()
+        self.characters += char_counts.sum()
+        self.unknown_characters += char_counts[targets == self.unk_id].sum()
+        self.targets.index_add_(0, targets, torch.ones_like(targets))
+        self.correct.index_add_(0, targets, (logits.argmax(-1) == targets).long())
+
+    def compute(self) -> dict[str, Tensor]:
+        targets, characters = self.targets.sum().clamp(min=1), self.characters.clamp(min=1)
+        hidden = self.unknown_characters * self.bits_per_unknown
+        return {
+            "loss": self.nll / targets,
+            "masked_accuracy": self.correct.sum() / targets,
+            "bits_per_char": (self.nll / math.log(2) + hidden) / characters,
+            "unigram_loss": self.unigram_nll / targets,
+            "unigram_bits_per_char": (self.unigram_nll / math.log(2) + hidden) / characters,
+            "most_frequent_share": self.targets[self.token_counts.argmax()] / targets,
+            "targets_by_token": self.targets,
+            "correct_by_token": self.correct,
+        }
