@@ -1,0 +1,1 @@
+"""What stands round a run and knows Hydra: entrypoint, config check, run directory, export."""

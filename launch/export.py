@@ -1,0 +1,90 @@
+"""export/: a run as a Hugging Face directory that stock transformers loads, with its model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from launch.predict import TECHNIQUE
+from launch.run_dir import Run
+
+CARD = """---
+library_name: transformers
+language: zh
+pipeline_tag: fill-mask
+---
+
+# {model} on {data}
+
+Trained by kexue-lightning ({target}) on {corpus}.
+
+| | |
+|---|---|
+{scores}
+
+Scores are of the validation and test splits; bits_per_char is a pseudo-likelihood: each hidden word is predicted
+from the rest of its row.
+
+## Use
+
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="{path}")
+fill("今天天气[MASK]好")
+```
+
+Here: `python train.py stage=predict ckpt_path={path} predict.task=fill_mask 'predict.input=[今天天气[MASK]好]'`
+
+## Tokens
+
+{tokens}
+"""
+
+
+def export_run(run: Run, model: Any, datamodule: Any) -> Path:
+    """Write `<run>/export/`: weights, tokenizer, model card, and what this project needs to load it as a technique."""
+    directory = run.directory / "export"
+    building = run.directory / ".export.tmp"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    model.export(building)
+    datamodule.tokenizer.save(building, datamodule.max_length)
+    cls = type(model)
+    technique = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **model.hparams}
+    (building / TECHNIQUE).write_text(json.dumps(technique, ensure_ascii=False, indent=1), encoding="utf-8")
+    card = CARD.format(
+        model=run.model,
+        data=run.data,
+        target=technique["_target_"],
+        corpus=_corpus(run),
+        path=directory,
+        scores="\n".join(f"| {name} | {float(run.metrics[name]):.4f} |" for name in score_names(run.metrics)),
+        tokens=_tokens(datamodule.tokenizer),
+    )
+    (building / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    building.rename(directory)
+    return directory
+
+
+def score_names(metrics: dict[str, Any]) -> list[str]:
+    """The metrics that say how good a model is, and what they are to be held against."""
+    return sorted(name for name in metrics if name.startswith(("val/", "test/", "baseline/")))
+
+
+def _corpus(run: Run) -> str:
+    if run.data_facts.get("synthetic"):
+        return f"the embedded synthetic sample of `data={run.data}` (not a real corpus)"
+    return f"`data={run.data}` from `{run.source}`"
+
+
+def _tokens(tokenizer: Any) -> str:
+    differences = tokenizer.stock_differences()
+    head = f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} entries."
+    if not differences:
+        return f"{head} Stock `AutoTokenizer` gives the same ids."
+    listed = "\n".join(f"- {difference}" for difference in differences)
+    return f"{head} Stock `AutoTokenizer` gives the same ids but for:\n\n{listed}"

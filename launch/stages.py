@@ -1,0 +1,179 @@
+"""The steps of train.py: what is built from a composed config, and what each stage does with it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from datamodules.tokenizers.base import load_tokenizer
+from launch.callbacks import RunMetrics
+from launch.check import ConfigError
+from launch.checkpoint_io import AtomicCheckpointIO
+from launch.export import export_run, score_names
+from launch.plots import plot_curves
+from launch.predict import (
+    TOKENIZER,
+    load_for_prediction,
+    load_technique,
+    read_texts,
+    run_directory,
+    save_tokenizer,
+    written_lines,
+)
+from launch.run_dir import Run, find_checkpoint, quieten
+
+log = logging.getLogger(__name__)
+
+# So few predictions are printed too, each cut to so many characters.
+SHOWN_PREDICTIONS, SHOWN_CHARACTERS = 5, 400
+
+
+def open_run(cfg: DictConfig) -> Run:
+    """The run's directory, as a context manager; seeds everything that draws."""
+    quieten()
+    hydra = HydraConfig.get()
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    return Run(
+        hydra.runtime.output_dir,
+        OmegaConf.to_yaml(cfg, resolve=True),
+        stage=cfg.stage,
+        model=hydra.runtime.choices.model,
+        data=hydra.runtime.choices.data,
+        seed=cfg.seed,
+        ckpt_path=cfg.ckpt_path,
+    )
+
+
+def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
+    """The corpus; a stage that evaluates a run takes the run's tokenizer, and its corpus unless another was typed."""
+    node = OmegaConf.to_container(cfg.data, resolve=True)
+    if cfg.stage != "fit":
+        evaluated = run_directory(cfg.ckpt_path)
+        typed = [o.split("=")[0].lstrip("+") for o in HydraConfig.get().overrides.task]
+        if "data" not in typed:
+            saved = OmegaConf.load(evaluated / "config.yaml").data
+            changed = {key.removeprefix("data."): OmegaConf.select(cfg, key) for key in typed if key.startswith("data.")}
+            node = {**OmegaConf.to_container(saved), **changed}
+        node["tokenizer"] = load_tokenizer(evaluated / TOKENIZER)
+    return instantiate(node, _recursive_=False, _convert_="all")
+
+
+def build_model(cfg: DictConfig, datamodule: pl.LightningDataModule) -> pl.LightningModule:
+    """The technique: a run's, or a new one whose weights are made when the corpus' facts are known."""
+    if cfg.stage != "fit":
+        return load_technique(run_directory(cfg.ckpt_path), _checkpoint(cfg))
+    model = instantiate(cfg.model, _recursive_=False, _convert_="all")
+    try:
+        model.check_corpus(datamodule)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return model
+
+
+def build_trainer(cfg: DictConfig, run: Run, datamodule: pl.LightningDataModule) -> pl.Trainer:
+    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    run.run_metrics = RunMetrics()
+    loggers = [instantiate(node) for node in (cfg.logger or {}).values()] if cfg.stage == "fit" else []
+    trainer = instantiate(
+        cfg.trainer, callbacks=[run.run_metrics, *callbacks], logger=loggers or False, plugins=[AtomicCheckpointIO()]
+    )
+    # Lightning counts in micro-batches, the config in optimiser steps.
+    accumulate = datamodule.accumulate_grad_batches(trainer.world_size)
+    trainer.accumulate_grad_batches = accumulate
+    trainer.val_check_interval = cfg.validate_every * accumulate
+    run.world_size = trainer.world_size
+    return trainer
+
+
+def fit(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: Any) -> None:
+    """Train, take the best weights, validate, test where there are test rows, draw the curves, export."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    run.source, run.data_facts = _describe(datamodule)
+    if trainer.is_global_zero:
+        save_tokenizer(datamodule.tokenizer, run.directory / TOKENIZER, datamodule.max_length)
+    trainer.fit(model, datamodule, ckpt_path=_checkpoint(cfg), weights_only=True)
+    run.metrics.update(trainer.callback_metrics)
+    run.metrics.update(_take_best_weights(trainer, model, datamodule))
+    if len(datamodule.stores["test"]):
+        run.metrics.update(trainer.test(model, datamodule, verbose=False)[0])
+    if trainer.is_global_zero:
+        plot_curves(run.directory)
+        model.plot(run.directory / "plots", datamodule.tokenizer)
+        export_run(run, model, datamodule)
+    _tell(run.metrics)
+
+
+def evaluate(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: Any) -> None:
+    """stage=validate|test: the scores of a run's best weights."""
+    run.source, run.data_facts = _describe(datamodule)
+    run.metrics.update(getattr(trainer, cfg.stage)(model, datamodule, verbose=False)[0])
+    _tell(run.metrics)
+
+
+def predict(cfg: DictConfig, run: Run) -> None:
+    """stage=predict: a run or an export does one of its technique's tasks on texts; a line of JSON for each."""
+    model, inputs = load_for_prediction(cfg.ckpt_path)
+    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    model = model.to("cuda" if on_gpu else "cpu").eval()
+    task = getattr(model, f"predict_{cfg.predict.task}")
+    texts = read_texts(cfg.predict.input)
+    output = Path(cfg.predict.output or run.directory / "predictions.jsonl")
+    run.source = str(cfg.predict.input)
+    with written_lines(output) as write, torch.inference_mode():
+        for start in range(0, len(texts), cfg.predict.batch_size):
+            for result in task(texts[start : start + cfg.predict.batch_size], inputs):
+                line = write(result)
+                if len(texts) <= SHOWN_PREDICTIONS:
+                    print(line if len(line) < SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} ...")
+    log.info(f"{len(texts)} predictions in {output}")
+
+
+def _checkpoint(cfg: DictConfig) -> Path | None:
+    try:
+        return find_checkpoint(cfg.ckpt_path, HydraConfig.get().runtime.output_dir, cfg.stage)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _take_best_weights(trainer: pl.Trainer, model: Any, datamodule: Any) -> dict[str, float]:
+    """Load the weights with the lowest monitored loss into `model`; returns their validation scores.
+
+    The last validation of the fit may lie before its last step, so the final weights are scored once more.
+    """
+    if not len(datamodule.stores["val"]):
+        return {}
+    best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
+    final = trainer.validate(model, datamodule, verbose=False)[0]
+    score = None if best is None else best.best_model_score
+    if best is None or final[best.monitor] == score:
+        return final
+    if score is None or final[best.monitor] < score:
+        trainer.save_checkpoint(Path(best.dirpath) / "best.ckpt")
+        return final
+    state = trainer.strategy.checkpoint_io.load_checkpoint(best.best_model_path)
+    model.load_state_dict(state["state_dict"])
+    return trainer.validate(model, datamodule, verbose=False)[0]
+
+
+def _describe(datamodule: Any) -> tuple[str, dict[str, Any]]:
+    """The corpus' name for the summary, and its facts."""
+    description = datamodule.describe()
+    splits = {name: store.facts for name, store in datamodule.stores.items()}
+    counts = {
+        name: {key: value for key, value in facts.items() if key != "arrays"} for name, facts in splits.items()
+    }
+    return description["source"], {**description, "vocab_size": datamodule.tokenizer.vocab_size, "splits": counts}
+
+
+def _tell(metrics: dict[str, Any]) -> None:
+    for name in score_names(metrics):
+        log.info(f"{name:32} {float(metrics[name]):.4f}")
