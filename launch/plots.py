@@ -31,7 +31,9 @@ def plot_curves(run_dir: str | os.PathLike) -> Path | None:
     """
     rows = read_metrics(Path(run_dir) / "metrics.csv")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    rates = [name for name in names if name.startswith("lr-")]
+    # Parameter groups mostly share one rate: a curve for each that differs.
+    rates = {tuple(row.get(name) for row in rows): name for name in reversed(names) if name.startswith("lr-")}
+    rates = [name for name in names if name in rates.values()]
     panels = [["train/loss", "val/loss"]] if {"train/loss", "val/loss"} & set(names) else []
     panels += [rates] if rates else []
     panels += [[name] for name in names if name.startswith("val/") and name != "val/loss"]

@@ -137,7 +137,9 @@ class WoBERT(Technique):
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         targets = self.masking.targets(batch)
         states = self.network(batch, self.masking.corrupt(batch, targets))
-        index = torch.nonzero_static(targets, size=batch.num_targets).squeeze(1)
+        # The number is known: on a GPU plain `nonzero` would wait for the device to count.
+        index = torch.nonzero_static(targets, size=batch.num_targets) if targets.is_cuda else targets.nonzero()
+        index = index.squeeze(1)
         logits = self.network.vocabulary_logits(states[index])
         loss = F.cross_entropy(logits.float(), batch.input_ids[index], reduction="sum") / max(batch.num_targets, 1)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.num_targets)
@@ -186,7 +188,7 @@ class WoBERT(Technique):
         return [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
 
     def plot(self, directory: Path, tokenizer: Any) -> None:
-        """Accuracy on the most frequent targets of the last evaluation, as bars."""
+        """Accuracy on the most frequent targets of the last validation, as bars."""
         targets, correct = self.by_token
         ids = sorted((i for i, count in enumerate(targets) if count), key=lambda i: -targets[i])[:PLOTTED_TOKENS]
         if ids:
@@ -210,7 +212,8 @@ class WoBERT(Technique):
     def _log_scores(self, split: Literal["val", "test"]) -> None:
         scores = self.scores.compute()
         self.scores.reset()
-        self.by_token = scores["targets_by_token"].tolist(), scores["correct_by_token"].tolist()
+        if split == "val":
+            self.by_token = scores["targets_by_token"].tolist(), scores["correct_by_token"].tolist()
         own = {f"{split}/{name}": scores[name] for name in ("loss", "masked_accuracy", "bits_per_char")}
         names = ("unigram_loss", "unigram_bits_per_char", "most_frequent_share")
         baseline = {f"baseline/{name}": scores[name] for name in names}

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from helpers import FACTS, random_batch
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, RoFormerConfig
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RoFormerConfig,
+)
 
 from lightning_modules.networks import attention
 from lightning_modules.networks.text_encoder import TextEncoder
@@ -88,6 +96,16 @@ def test_an_architecture_that_never_calls_our_attention_runs_padded(tmp_path, ca
         encoder("unpadded", init_from=str(tmp_path))
 
 
+def test_an_architecture_with_positions_of_its_own_runs_padded(tmp_path, caplog):
+    """RoBERTa counts positions from its padding id on: flat rows with positions from 0 would be silently wrong."""
+    config = RobertaConfig(vocab_size=60, max_position_embeddings=64, type_vocab_size=2, **SHAPE)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    with caplog.at_level("INFO"):
+        network = encoder(init_from=str(tmp_path))
+    assert network.attention == "padded"
+    assert "a row's outputs differ from those of the row alone" in caplog.text
+
+
 def test_a_leak_is_found(monkeypatch):
     def leaky(module, query, key, value, attention_mask=None, scaling=None, **options):
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
@@ -130,6 +148,18 @@ def test_embeddings_leave_out_special_tokens():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         TextEncoder(**{**SHAPE, **options})
+
+
+def test_a_loaded_checkpoint_trains_with_its_dropout(tmp_path):
+    fresh = TextEncoder(**SHAPE, hidden_dropout=0.5)
+    fresh.build(FACTS["vocab_size"], FACTS["pad_id"])
+    fresh.model.save_pretrained(tmp_path)
+    loaded = TextEncoder(init_from=str(tmp_path))
+    loaded.build(FACTS["vocab_size"], FACTS["pad_id"])
+    batch = random_batch()
+    assert all(module.training for module in loaded.modules())
+    assert not torch.equal(loaded(batch), loaded(batch))
+    torch.testing.assert_close(loaded.eval()(batch), fresh.eval()(batch))
 
 
 def test_a_vocabulary_larger_than_the_checkpoints_is_refused(tmp_path):
