@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 allowed = [
-    line for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+    line
+    for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
 ]
 unexpected = 0
 for line in sys.stdin:

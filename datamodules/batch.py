@@ -113,7 +113,9 @@ class TokenBatch:
         """`values` ([T, ...], by default `input_ids`) as [N, L, ...] filled with `fill`, and the bool mask [N, L]."""
         values = self.input_ids if values is None else values
         rows, longest = self.pad_mask.shape
-        out = values.new_full((rows * longest, *values.shape[1:]), fill).index_copy(0, self.flat_index, values)
+        out = values.new_full((rows * longest, *values.shape[1:]), fill).index_copy(
+            0, self.flat_index, values
+        )
         return out.view(rows, longest, *values.shape[1:]), self.pad_mask
 
     def flat(self, values: Tensor) -> Tensor:
@@ -121,7 +123,8 @@ class TokenBatch:
         return values.flatten(0, 1).index_select(0, self.flat_index)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        # Lightning asks for non-blocking copies of plain tensors only; from pinned memory they always may be.
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
 
     def pin_memory(self) -> TokenBatch:
         return self._map(lambda tensor: tensor.pin_memory())

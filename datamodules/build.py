@@ -28,8 +28,9 @@ def build(node: Any, *args: Any, **extra: Any) -> Any:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"_target_={target}: not found ({error})") from error
-    if not isinstance(cls, type):
-        raise ValueError(f"_target_={target}: not a class")
+    # What an allowed module has imported from elsewhere is not its own.
+    if not isinstance(cls, type) or not f"{cls.__module__}.".startswith(ALLOWED):
+        raise ValueError(f"_target_={target}: not a class of {', '.join(ALLOWED)}")
     try:
         return cls(*args, **options, **extra)
     except TypeError as error:

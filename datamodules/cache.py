@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,6 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datamodules.corpus import DataError
+
+UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 def default_cache_dir() -> Path:
@@ -44,6 +56,8 @@ def written_whole(directory: Path) -> Iterator[Path]:
             if not directory.exists():
                 raise
     except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise DataError(
             f"{directory.parent}: cannot write the cache ({error}); free some space or set data.cache_dir="
         ) from error

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.batch import TokenBatch
+from datamodules.corpus import DataError
 
 # Rows are sorted by length within groups of this many steps: long enough to fill a step with equal lengths,
 # short enough that which rows meet in a step changes with every epoch.
@@ -130,6 +131,8 @@ class PlannedRows(Dataset):
         self.rank = rank
         self.world_size = world_size
         self.accumulate = accumulate
+        # The micro-batches of a step follow one another: (epoch, step) and the step's targets.
+        self._counted: tuple[tuple[int, int] | None, int] = (None, 0)
 
     def __len__(self) -> int:
         return self.plan.num_steps * self.accumulate
@@ -144,8 +147,9 @@ class PlannedRows(Dataset):
         if self.count_targets is not None:
             batch.num_targets = local
         if self.plan.parts > 1:
-            whole = count(self.collate(rows, epoch))
-            batch.loss_weight = local * self.plan.parts / max(whole, 1)
+            if self._counted[0] != (epoch, step):
+                self._counted = (epoch, step), count(self.collate(rows, epoch))
+            batch.loss_weight = local * self.plan.parts / max(self._counted[1], 1)
         return batch
 
 
@@ -210,18 +214,18 @@ class PlannedLoader(DataLoader):
     def load_state_dict(self, state: dict) -> None:
         """Continue after the batches that `state` counts.
 
-        Another world size is fine: a step's rows do not depend on it. Raises ValueError where the rows of the
+        Another world size is fine: a step's rows do not depend on it. Raises DataError where the rows of the
         remaining steps, or their cut into micro-batches, would differ from the checkpoint's.
         """
         rows: PlannedRows = self.dataset
         if state["plan"] != rows.plan.fingerprint:
-            raise ValueError(
+            raise DataError(
                 "ckpt_path: the checkpoint was written with another plan of batches (corpus, tokenizer, max_length, "
                 "tokens_per_batch or seed differ), so its place in the epoch means other rows here; use the options "
                 "of the run (its config.yaml), or start a new run from its weights with model.init_from="
             )
         if state["accumulate"] != rows.accumulate:
-            raise ValueError(
+            raise DataError(
                 f"ckpt_path: the checkpoint was written with {state['accumulate']} micro-batches a step on "
                 f"{state['world_size']} rank(s), here it would be {rows.accumulate} on {rows.world_size}; set "
                 "data.max_tokens_per_device so that the number of micro-batches stays"

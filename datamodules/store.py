@@ -45,7 +45,9 @@ class TokenStore:
                 dtype, length = self.facts["arrays"][name]
                 path = self.directory / name
                 if path.stat().st_size != np.dtype(dtype).itemsize * length:
-                    raise ValueError(f"{path} has {path.stat().st_size} bytes, not {length} values of {dtype}")
+                    raise ValueError(
+                        f"{path} has {path.stat().st_size} bytes, not {length} values of {dtype}"
+                    )
                 setattr(self, name, np.memmap(path, dtype, "r") if length else np.empty(0, dtype))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
@@ -199,7 +201,9 @@ def _write(directory: Path, rows: Iterable[Row], tokenizer, max_length: int, wha
     finally:
         for file in files.values():
             file.close()
-    sizes = {name: (directory / name).stat().st_size // np.dtype(dtype).itemsize for name, dtype in dtypes.items()}
+    sizes = {
+        name: (directory / name).stat().st_size // np.dtype(dtype).itemsize for name, dtype in dtypes.items()
+    }
     facts["distinct_characters"] = sum(not character.isspace() for character in characters)
     facts["arrays"] = {name: [np.dtype(dtype).name, sizes[name]] for name, dtype in dtypes.items()}
     (directory / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class TextDataModule(pl.LightningDataModule):
     it has labels.
 
     Args:
-        tokenizer: a tokenizer's options with `_target_`, or a tokenizer.
+        tokenizer: a tokenizer's options with `_target_`, or a tokenizer; None is enough to `read` rows.
         max_length: longest row in tokens, special tokens included; texts are cut to as many characters.
         tokens_per_batch: tokens of one optimiser step, over all devices and micro-batches.
         max_tokens_per_device: tokens that a device holds at a time; more micro-batches make up the rest.
@@ -67,6 +69,7 @@ class TextDataModule(pl.LightningDataModule):
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.seed = seed
         self.stores: dict[Split, TokenStore] = {}
+        self._contents: dict[Split, tuple[str, str, str]] = {}
 
     def read(self, split: Split) -> Iterator[Row]:
         """The rows of a split in a fixed order; none where the corpus lacks it."""
@@ -82,6 +85,8 @@ class TextDataModule(pl.LightningDataModule):
 
     # Lightning calls this on one process of each machine: everything that is computed once is written here.
     def prepare_data(self) -> None:
+        if self.stores:
+            return
         self._prepare_tokenizer()
         for split in ("train", "val", "test"):
             self._store(split)
@@ -162,9 +167,11 @@ class TextDataModule(pl.LightningDataModule):
         )
 
     def _prepare_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError("tokenizer=None: give one, or its options with _target_")
         if self.tokenizer.built:
             return
-        key = cache_key(self.fingerprint("train"), self.tokenizer.fingerprint)
+        key = cache_key(self._content("train"), self.tokenizer.fingerprint)
         directory = self.cache_dir / "vocabularies" / key
         if directory.exists():
             self.tokenizer = load_tokenizer(directory)
@@ -174,10 +181,22 @@ class TextDataModule(pl.LightningDataModule):
             self.tokenizer.save(building)
         log.info(f"vocabulary: {self.tokenizer.vocab_size:,} entries built from the training split")
 
+    def _content(self, split: Split) -> tuple[str, str, str]:
+        """What `read(split)` gives: the corpus' own fingerprint, and the code that reads it."""
+        if split not in self._contents:
+            cls = type(self)
+            code = hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+            self._contents[split] = (f"{cls.__module__}.{cls.__qualname__}", code, self.fingerprint(split))
+        return self._contents[split]
+
     def _store(self, split: Split) -> TokenStore:
-        key = cache_key(self.fingerprint(split), self.tokenizer.fingerprint, self.max_length, FORMAT_VERSION)
+        key = cache_key(self._content(split), self.tokenizer.fingerprint, self.max_length, FORMAT_VERSION)
         return open_or_build(
-            self.cache_dir / "tokens" / key, self.read(split), self.tokenizer, self.max_length, f"{split} split"
+            self.cache_dir / "tokens" / key,
+            self.read(split),
+            self.tokenizer,
+            self.max_length,
+            f"{split} split",
         )
 
 
@@ -237,4 +256,3 @@ def _as_it_is(batch: TokenBatch) -> TokenBatch:
 
 def _on_gpu(trainer: pl.Trainer) -> bool:
     return trainer.strategy.root_device.type == "cuda"
-

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
 from collections import deque
 from typing import Annotated, Any
@@ -66,6 +68,11 @@ class LastCheckpoint(Checkpoint):
         self._step = self._written_step = trainer.global_step
         self._written_at = time.monotonic()
         self._accumulating = self._due = False
+        # After a checkpoint from an epoch's last batch Lightning counts that epoch as done, but never the
+        # next one as begun: a second resume from such a checkpoint would be an epoch behind.
+        progress = trainer.fit_loop.epoch_progress.total
+        if trainer.fit_loop.restarted_mid_epoch and progress.processed == progress.started:
+            trainer.fit_loop.reset_restart_stage()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,6 +128,65 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
         self._written_step = trainer.global_step
         self._written_at = time.monotonic()
+
+
+class Interruption(Callback):
+    """Lets Ctrl-C take effect between two batches of training or validation; a second one acts at once.
+
+    In the middle of a batch it may hit TensorBoard's writer while that holds a lock, and the process would
+    wait for ever: Lightning ignores every further Ctrl-C then.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._handler: Any = None  # what Ctrl-C did before
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Where a notebook or a launcher has its own handling, that stays.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._asked = False
+            self._handler = signal.signal(signal.SIGINT, self._ask)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._obey()
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._obey()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+        self._obey()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, KeyboardInterrupt):  # Lightning ends the process, undisturbed
+            self._restore()
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def _obey(self) -> None:
+        if self._asked:
+            self._asked = False
+            raise KeyboardInterrupt
+
+    def _restore(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
 
 
 class RunMetrics(Callback):

@@ -39,7 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.build import ALLOWED
 from launch import explain
-from launch.run_dir import check_free, find_checkpoint
+from launch.run_dir import TECHNIQUE, check_free, find_checkpoint
 from launch.signatures import (
     Found,
     Parameter,
@@ -59,7 +59,7 @@ OPTIONS: dict[str, Any] = {
     "stage": "Literal['fit', 'validate', 'test', 'predict']",
     "seed": "Annotated[int, '0 <= x < 4294967296']",
     "ckpt_path": "str | None",
-    "max_steps": "Annotated[int, 'x == -1 or x >= 1']",
+    "max_steps": "Annotated[int, 'x == -1 or x >= 1'] | None",
     "max_epochs": "Annotated[int, 'x == -1 or x >= 1']",
     "max_time": "Any",  # DD:HH:MM:SS, see MAX_TIME
     "validate_every": "Annotated[int, 'x >= 1']",
@@ -107,9 +107,6 @@ SET_BY_CODE = {
 }
 
 MAX_TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
-
-# The file of an export/ that names its technique.
-EXPORTED = "kexue.json"
 
 
 class ConfigError(Exception):
@@ -490,7 +487,7 @@ class _Check:
             self._check_checkpoint(str(stage), checkpoint)
 
     def _check_checkpoint(self, stage: str, checkpoint: str) -> None:
-        if stage == "predict" and (Path(checkpoint).expanduser() / EXPORTED).is_file():
+        if stage == "predict" and (Path(checkpoint).expanduser() / TECHNIQUE).is_file():
             return
         try:
             find_checkpoint(checkpoint, self.run_dir or Path(), stage)
@@ -528,8 +525,8 @@ class _Check:
         if checkpoint == "last":
             path = self.run_dir or Path()
         try:
-            if (path / EXPORTED).is_file():
-                target = json.loads((path / EXPORTED).read_text(encoding="utf-8")).get("_target_")
+            if (path / TECHNIQUE).is_file():
+                target = json.loads((path / TECHNIQUE).read_text(encoding="utf-8")).get("_target_")
             else:
                 run = path.parent.parent if path.is_file() else path
                 target = OmegaConf.load(run / "config.yaml").model._target_

@@ -1,7 +1,7 @@
 """The command line: Hydra's `main`, with mistakes told in the user's words.
 
 Exit codes: 0 done; 1 something broke (with its traceback); 2 something that was typed, a config or an input
-file is wrong (one line each, no traceback); 130 interrupted. Nothing here imports torch or Lightning.
+file is wrong (one line each, no traceback); 130 Ctrl-C, 143 SIGTERM. Nothing here imports torch or Lightning.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONFIG_NAME = "train"
 VERSION_BASE = "1.3"
+# About a minute of training on two cores with the embedded sample.
+DEFAULT_STEPS = 800
 
 Task = Callable[[DictConfig], Any]
 
@@ -68,6 +70,9 @@ def entrypoint(task: Task) -> Callable[[], Any]:
                 leaving.__context__, KeyboardInterrupt
             ):  # Lightning has ended the run in good order
                 _leave(130, _interrupted(started))
+            # A cluster's time limit, which Lightning lets pass for success; by name to import nothing here.
+            if type(leaving).__name__ == "SIGTERMException":
+                _leave(143, _interrupted(started))
             raise
         except Exception as error:
             if not _is_composition_error(error, started):
@@ -90,13 +95,22 @@ class _Started:
 
 
 def register_resolvers() -> None:
-    """The interpolations that conf/train.yaml uses: `${run_name:stage,model,data}`."""
+    """The interpolations that conf/train.yaml uses: `${run_name:stage,model,data}`, `${step_limit:...}`."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("step_limit", step_limit, replace=True)
 
 
 def run_name(stage: str, model: str, data: str) -> str:
     """The run directory's parent: `wobert-clue` for training, else the stage."""
     return f"{model}-{data}" if stage == "fit" else str(stage)
+
+
+def step_limit(max_steps: int | None, max_epochs: int, max_time: str | None) -> int:
+    """How many optimiser steps a run makes at most: as typed, else DEFAULT_STEPS unless it has another limit."""
+    if isinstance(max_steps, int):
+        return max_steps
+    # What is no number is told under its own name.
+    return DEFAULT_STEPS if max_steps is not None or (max_epochs == -1 and max_time is None) else -1
 
 
 def _refuse_unknown_flags() -> None:

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from launch.predict import TECHNIQUE
-from launch.run_dir import Run
+from launch.run_dir import TECHNIQUE, Run
 
 CARD = """---
 library_name: transformers
@@ -32,11 +31,11 @@ from the rest of its row.
 ```python
 from transformers import pipeline
 
-fill = pipeline("fill-mask", model="{path}")
+fill = pipeline("fill-mask", model=".")  # this directory{needs}
 fill("今天天气[MASK]好")
 ```
 
-Here: `python train.py stage=predict ckpt_path={path} predict.task=fill_mask 'predict.input=[今天天气[MASK]好]'`
+With kexue-lightning: `python train.py stage=predict ckpt_path=THIS_DIRECTORY predict.task=fill_mask 'predict.input=["今天天气[MASK]好"]'`
 
 ## Tokens
 
@@ -53,14 +52,14 @@ def export_run(run: Run, model: Any, datamodule: Any) -> Path:
     model.export(building)
     datamodule.tokenizer.save(building, datamodule.max_length)
     cls = type(model)
-    technique = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **model.hparams}
+    technique = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **model.hparams, "init_from": None}
     (building / TECHNIQUE).write_text(json.dumps(technique, ensure_ascii=False, indent=1), encoding="utf-8")
     card = CARD.format(
         model=run.model,
         data=run.data,
         target=technique["_target_"],
         corpus=_corpus(run),
-        path=directory,
+        needs="; needs rjieba" if _tokenizer_class(building) == "RoFormerTokenizer" else "",
         scores="\n".join(f"| {name} | {float(run.metrics[name]):.4f} |" for name in score_names(run.metrics)),
         tokens=_tokens(datamodule.tokenizer),
     )
@@ -73,6 +72,12 @@ def export_run(run: Run, model: Any, datamodule: Any) -> Path:
 def score_names(metrics: dict[str, Any]) -> list[str]:
     """The metrics that say how good a model is, and what they are to be held against."""
     return sorted(name for name in metrics if name.startswith(("val/", "test/", "baseline/")))
+
+
+def _tokenizer_class(directory: Path) -> str | None:
+    return json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get(
+        "tokenizer_class"
+    )
 
 
 def _corpus(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,17 +13,15 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import ListConfig, OmegaConf
 
-from datamodules.build import build
+from datamodules.build import ALLOWED, build
 from datamodules.corpus import BadRows, DataError, read_jsonl, text_problem
 from datamodules.text import TextInput
 from datamodules.tokenizers.base import Tokenizer, load_tokenizer
 from launch.checkpoint_io import AtomicCheckpointIO
-from launch.run_dir import find_checkpoint
+from launch.run_dir import TECHNIQUE, find_checkpoint
 
 # Beside the checkpoints, so that a run that never came to its export can still be used.
 TOKENIZER = "checkpoints/tokenizer"
-# What an export/ says of the technique behind its Hugging Face files.
-TECHNIQUE = "kexue.json"
 
 
 def run_directory(ckpt_path: str) -> Path:
@@ -41,29 +40,53 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> No
     building.rename(directory)
 
 
-def load_technique(run: Path, checkpoint: Path) -> pl.LightningModule:
-    """The technique of a run with the weights of `checkpoint`; nothing but this project's classes is built."""
+def load_technique(run: Path, checkpoint: Path, trusted: str) -> pl.LightningModule:
+    """The technique of a run with the weights of `checkpoint`.
+
+    Classes of this project are built, and `trusted`: the class that the command line itself names (model=mine).
+
+    Raises:
+        DataError: the checkpoint does not lie in its run, or its class is not to be built.
+    """
+    for name in ("config.yaml", TOKENIZER):
+        if not (run / name).exists():
+            raise DataError(f"ckpt_path={checkpoint}: its run is needed too, and {run} has no {name}")
     target = OmegaConf.load(run / "config.yaml").model._target_
     state = AtomicCheckpointIO().load_checkpoint(checkpoint, map_location="cpu")
-    model = build({"_target_": target, **state["hyper_parameters"]})
-    model.configure_model()
+    model = _build({"_target_": target, **state["hyper_parameters"]}, trusted)
     model.load_state_dict(state["state_dict"])
     return model
 
 
-def load_for_prediction(ckpt_path: str) -> tuple[pl.LightningModule, TextInput]:
+def load_for_prediction(ckpt_path: str, trusted: str) -> tuple[pl.LightningModule, TextInput]:
     """The technique of a run directory, a checkpoint or an export/, and how its texts are prepared."""
     path = Path(ckpt_path).expanduser()
     if (path / TECHNIQUE).is_file():
         saved = json.loads((path / TECHNIQUE).read_text(encoding="utf-8"))
-        model = build({**saved, "init_from": str(path), "network_config": None})
-        model.configure_model()
+        model = _build({**saved, "init_from": str(path), "network_config": None}, trusted)
         tokenizer = load_tokenizer(path)
     else:
         run = run_directory(ckpt_path)
-        model = load_technique(run, find_checkpoint(ckpt_path, ".", "predict"))
+        model = load_technique(run, find_checkpoint(ckpt_path, ".", "predict"), trusted)
         tokenizer = load_tokenizer(run / TOKENIZER)
     return model, TextInput(tokenizer, model.hparams.facts["max_length"])
+
+
+def _build(node: dict[str, Any], trusted: str) -> pl.LightningModule:
+    target = node["_target_"]
+    if target == trusted and not target.startswith(ALLOWED):
+        module, _, name = target.rpartition(".")
+        options = {key: value for key, value in node.items() if key != "_target_"}
+        model = getattr(importlib.import_module(module), name)(**options)
+    elif target.startswith(ALLOWED):
+        model = build(node)
+    else:
+        raise DataError(
+            f"ckpt_path: was written by {target}, which is not of this project; if it is yours, add its "
+            "model=NAME (and --config-dir) to the command"
+        )
+    model.configure_model()
+    return model
 
 
 def read_texts(source: str | ListConfig) -> list[str]:
@@ -74,21 +97,28 @@ def read_texts(source: str | ListConfig) -> list[str]:
     """
     if isinstance(source, ListConfig):
         texts = [str(text) for text in source]
-    elif not Path(source).is_file():
+    elif not Path(source).expanduser().is_file():
         raise DataError(
             f"predict.input={source}: no such file; for a text itself type \"predict.input=['{source}']\""
         )
     elif source.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
         bad = BadRows(0)
         texts = []
-        for number, row in read_jsonl(source, bad):
+        for number, row in read_jsonl(Path(source).expanduser(), bad):
             if (problem := text_problem(row.get("text"))) is not None:
                 bad.add(source, number, f"`text` {problem}")
             else:
                 texts.append(row["text"])
         bad.finish()
     else:
-        texts = [line for line in Path(source).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        # Only a line feed ends a line: splitlines() would cut a text at U+2028.
+        try:
+            lines = Path(source).expanduser().read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"predict.input={source}: not UTF-8 ({error}); iconv -f GBK -t UTF-8 converts GBK"
+            ) from error
+        texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise DataError(f"predict.input={source}: holds no text")
     return texts

@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+# What an export/ says of the technique behind its Hugging Face files.
+TECHNIQUE = "kexue.json"
+
 PACKAGES = {
     "kexue-lightning": "kexue-lightning",
     "torch": "torch",

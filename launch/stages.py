@@ -11,10 +11,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 
 from datamodules.tokenizers.base import load_tokenizer
-from launch.callbacks import RunMetrics
+from launch.callbacks import Interruption, RunMetrics
 from launch.check import ConfigError
 from launch.checkpoint_io import AtomicCheckpointIO
 from launch.export import export_run, score_names
@@ -53,15 +53,15 @@ def open_run(cfg: DictConfig) -> Run:
 
 
 def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
-    """The corpus; a stage that evaluates a run takes the run's tokenizer, and its corpus unless another was typed."""
+    """The corpus. A stage that evaluates a run takes the run's tokenizer and corpus, changed by what was typed."""
     node = OmegaConf.to_container(cfg.data, resolve=True)
     if cfg.stage != "fit":
         evaluated = run_directory(cfg.ckpt_path)
-        typed = [o.split("=")[0].lstrip("+") for o in HydraConfig.get().overrides.task]
-        if "data" not in typed:
-            saved = OmegaConf.load(evaluated / "config.yaml").data
-            changed = {key.removeprefix("data."): OmegaConf.select(cfg, key) for key in typed if key.startswith("data.")}
-            node = {**OmegaConf.to_container(saved), **changed}
+        saved = OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml").data)
+        if saved["_target_"] == node["_target_"]:
+            typed = [override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task]
+            names = [name.removeprefix("data.") for name in typed if name.startswith("data.")]
+            node = {**saved, **{name: node[name] for name in names}}
         node["tokenizer"] = load_tokenizer(evaluated / TOKENIZER)
     return instantiate(node, _recursive_=False, _convert_="all")
 
@@ -69,7 +69,7 @@ def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
 def build_model(cfg: DictConfig, datamodule: pl.LightningDataModule) -> pl.LightningModule:
     """The technique: a run's, or a new one whose weights are made when the corpus' facts are known."""
     if cfg.stage != "fit":
-        return load_technique(run_directory(cfg.ckpt_path), _checkpoint(cfg))
+        return load_technique(run_directory(cfg.ckpt_path), _checkpoint(cfg), trusted=cfg.model._target_)
     model = instantiate(cfg.model, _recursive_=False, _convert_="all")
     try:
         model.check_corpus(datamodule)
@@ -79,11 +79,19 @@ def build_model(cfg: DictConfig, datamodule: pl.LightningDataModule) -> pl.Light
 
 
 def build_trainer(cfg: DictConfig, run: Run, datamodule: pl.LightningDataModule) -> pl.Trainer:
-    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    """The machine, with the callbacks and loggers of the config."""
     run.run_metrics = RunMetrics()
     loggers = [instantiate(node) for node in (cfg.logger or {}).values()] if cfg.stage == "fit" else []
+    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    if not loggers:
+        callbacks = [
+            c for c in callbacks if not isinstance(c, LearningRateMonitor)
+        ]  # it refuses to log nowhere
     trainer = instantiate(
-        cfg.trainer, callbacks=[run.run_metrics, *callbacks], logger=loggers or False, plugins=[AtomicCheckpointIO()]
+        cfg.trainer,
+        callbacks=[Interruption(), run.run_metrics, *callbacks],
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
     )
     # Lightning counts in micro-batches, the config in optimiser steps.
     accumulate = datamodule.accumulate_grad_batches(trainer.world_size)
@@ -114,6 +122,13 @@ def fit(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: 
 
 def evaluate(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: Any) -> None:
     """stage=validate|test: the scores of a run's best weights."""
+    datamodule.prepare_data()
+    datamodule.setup(cfg.stage)
+    split = "val" if cfg.stage == "validate" else "test"
+    if not len(datamodule.stores[split]):
+        raise ConfigError(
+            f"stage={cfg.stage}: the corpus has no such rows; name a file with data.{split}=FILE"
+        )
     run.source, run.data_facts = _describe(datamodule)
     run.metrics.update(getattr(trainer, cfg.stage)(model, datamodule, verbose=False)[0])
     _tell(run.metrics)
@@ -121,12 +136,12 @@ def evaluate(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamod
 
 def predict(cfg: DictConfig, run: Run) -> None:
     """stage=predict: a run or an export does one of its technique's tasks on texts; a line of JSON for each."""
-    model, inputs = load_for_prediction(cfg.ckpt_path)
-    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    model = model.to("cuda" if on_gpu else "cpu").eval()
+    model, inputs = load_for_prediction(cfg.ckpt_path, trusted=cfg.model._target_)
+    trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+    model = model.to(trainer.strategy.root_device).eval()
     task = getattr(model, f"predict_{cfg.predict.task}")
     texts = read_texts(cfg.predict.input)
-    output = Path(cfg.predict.output or run.directory / "predictions.jsonl")
+    output = Path(cfg.predict.output or run.directory / "predictions.jsonl").expanduser()
     run.source = str(cfg.predict.input)
     with written_lines(output) as write, torch.inference_mode():
         for start in range(0, len(texts), cfg.predict.batch_size):
@@ -152,6 +167,8 @@ def _take_best_weights(trainer: pl.Trainer, model: Any, datamodule: Any) -> dict
     if not len(datamodule.stores["val"]):
         return {}
     best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
+    # The average is the model's own weights by now; the callback would put it in the place of others once more.
+    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]
     final = trainer.validate(model, datamodule, verbose=False)[0]
     score = None if best is None else best.best_model_score
     if best is None or final[best.monitor] == score:
@@ -169,9 +186,14 @@ def _describe(datamodule: Any) -> tuple[str, dict[str, Any]]:
     description = datamodule.describe()
     splits = {name: store.facts for name, store in datamodule.stores.items()}
     counts = {
-        name: {key: value for key, value in facts.items() if key != "arrays"} for name, facts in splits.items()
+        name: {key: value for key, value in facts.items() if key != "arrays"}
+        for name, facts in splits.items()
     }
-    return description["source"], {**description, "vocab_size": datamodule.tokenizer.vocab_size, "splits": counts}
+    return description["source"], {
+        **description,
+        "vocab_size": datamodule.tokenizer.vocab_size,
+        "splits": counts,
+    }
 
 
 def _tell(metrics: dict[str, Any]) -> None:

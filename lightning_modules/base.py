@@ -51,9 +51,13 @@ class Technique(pl.LightningModule):
             ValueError: the corpus lacks what the technique needs, or does not fit it.
         """
         if missing := self.needs - datamodule.provides:
-            raise ValueError(f"{type(self).__name__} needs {sorted(missing)}, {type(datamodule).__name__} has none")
+            raise ValueError(
+                f"{type(self).__name__} needs {sorted(missing)}, {type(datamodule).__name__} has none"
+            )
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As of `nn.Module`.
 
         Raises:
@@ -64,13 +68,15 @@ class Technique(pl.LightningModule):
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip()
             raise DataError(
-                f"ckpt_path: the checkpoint holds another network than the options describe ({first}); use the "
-                "options of its run (its config.yaml)"
+                f"ckpt_path: the checkpoint holds another network than the options describe ({first}); use "
+                "the options of its run (its config.yaml)"
             ) from error
 
     def configure_optimizers(self) -> Any:
         if self.optimizer_options is None:
-            raise ValueError("optimizer: training needs one, e.g. {'_target_': 'torch.optim.AdamW', 'lr': 1e-3}")
+            raise ValueError(
+                "optimizer: training needs one, e.g. {'_target_': 'torch.optim.AdamW', 'lr': 1e-3}"
+            )
         decay, no_decay = [], []
         for parameter in self.parameters():
             if parameter.requires_grad:
@@ -83,15 +89,24 @@ class Technique(pl.LightningModule):
         if self.schedule is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule(self._progress(step, steps))
-        )
+        latest: dict[int, float] = {}
+
+        def factor(step: int) -> float:
+            # Asked for each parameter group: one answer a step, also where the clock decides.
+            if step not in latest:
+                latest.clear()
+                latest[step] = self.schedule(self._progress(step, steps))
+            return latest[step]
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout as a function of the place in the run: a resumed run draws what the uninterrupted one draws.
         place = f"{self.seed} {self.current_epoch} {batch_idx} {self.global_rank}"
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1)
+        torch.manual_seed(
+            int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1
+        )
 
     def plot(self, directory: Path, tokenizer: Any) -> None:
         """Draw the technique's own pictures of its last evaluation into `directory`."""

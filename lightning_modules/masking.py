@@ -69,4 +69,6 @@ class Masking:
         return batch.input_ids.masked_fill(targets, self.mask_id)
 
     def _is_special(self, batch: TokenBatch) -> Tensor:
-        return torch.isin(batch.input_ids, batch.input_ids.new_tensor(self.special_ids)) | (batch.char_counts == 0)
+        return torch.isin(batch.input_ids, batch.input_ids.new_tensor(self.special_ids)) | (
+            batch.char_counts == 0
+        )

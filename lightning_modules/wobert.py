@@ -6,6 +6,7 @@ tokenizer the same class is BERT's masked language model, the article's baseline
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,11 @@ from lightning_modules.masking import Masking
 from lightning_modules.networks.text_encoder import TextEncoder
 from lightning_modules.pictures import plot_token_accuracy
 
+log = logging.getLogger(__name__)
+
 PLOTTED_TOKENS = 30
+# Above it a pretrained network soon forgets what it knows.
+HIGH_LEARNING_RATE = 2e-4
 
 
 class WoBERT(Technique):
@@ -88,6 +93,11 @@ class WoBERT(Technique):
             raise ValueError(
                 f"mask_token_rate={mask_token_rate}, random_token_rate={random_token_rate}: must add up to at most 1"
             )
+        if init_from is not None and (optimizer or {}).get("lr", 0) > HIGH_LEARNING_RATE:
+            log.warning(
+                f"model.optimizer.lr={optimizer['lr']} is a rate for training from scratch; for the weights of "
+                f"init_from={init_from} 5e-6 to 5e-5 are usual"
+            )
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, TextEncoder) else [])
         self.network: TextEncoder = build(
             backbone, attention=attention, init_from=init_from, network_config=network_config
@@ -138,10 +148,14 @@ class WoBERT(Technique):
         targets = self.masking.targets(batch)
         states = self.network(batch, self.masking.corrupt(batch, targets))
         # The number is known: on a GPU plain `nonzero` would wait for the device to count.
-        index = torch.nonzero_static(targets, size=batch.num_targets) if targets.is_cuda else targets.nonzero()
+        index = (
+            torch.nonzero_static(targets, size=batch.num_targets) if targets.is_cuda else targets.nonzero()
+        )
         index = index.squeeze(1)
         logits = self.network.vocabulary_logits(states[index])
-        loss = F.cross_entropy(logits.float(), batch.input_ids[index], reduction="sum") / max(batch.num_targets, 1)
+        loss = F.cross_entropy(logits.float(), batch.input_ids[index], reduction="sum") / max(
+            batch.num_targets, 1
+        )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.num_targets)
         return loss * batch.loss_weight
 
@@ -190,7 +204,9 @@ class WoBERT(Technique):
     def plot(self, directory: Path, tokenizer: Any) -> None:
         """Accuracy on the most frequent targets of the last validation, as bars."""
         targets, correct = self.by_token
-        ids = sorted((i for i, count in enumerate(targets) if count), key=lambda i: -targets[i])[:PLOTTED_TOKENS]
+        ids = sorted((i for i, count in enumerate(targets) if count), key=lambda i: -targets[i])[
+            :PLOTTED_TOKENS
+        ]
         if ids:
             plot_token_accuracy(
                 directory / "token_accuracy.png",
@@ -201,7 +217,7 @@ class WoBERT(Technique):
             )
 
     def export(self, directory: Path) -> None:
-        self.network.model.save_pretrained(directory)
+        self.network.save(directory)
 
     def _score(self, batch: TokenBatch) -> None:
         targets = self.masking.evaluation_targets(batch)
@@ -263,7 +279,8 @@ class MaskedLMScores(Metric):
         self.correct.index_add_(0, targets, (logits.argmax(-1) == targets).long())
 
     def compute(self) -> dict[str, Tensor]:
-        targets, characters = self.targets.sum().clamp(min=1), self.characters.clamp(min=1)
+        # Without a target 0 / 0: NaN, which no checkpoint takes for the best loss.
+        targets, characters = self.targets.sum(), self.characters
         hidden = self.unknown_characters * self.bits_per_unknown
         return {
             "loss": self.nll / targets,

@@ -20,8 +20,15 @@ needs_real_data = pytest.mark.skipif(
     not REAL_DATA, reason="REAL_DATA is unset: the real corpora are not on this machine"
 )
 
+WOBERT = "lightning_modules.wobert.WoBERT"
 MASKED = ["北京[MASK]今天很好", "[MASK]球队赢了[MASK]", "a[MASK]b 2018[MASK]！"]
-TRAINING = (*TINY, "data.tokens_per_batch=512", "max_steps=60", "validate_every=60", "model.optimizer.lr=1e-2")
+TRAINING = (
+    *TINY,
+    "data.tokens_per_batch=512",
+    "max_steps=60",
+    "validate_every=60",
+    "model.optimizer.lr=1e-2",
+)
 
 
 @pytest.fixture(scope="session")
@@ -36,16 +43,26 @@ def trained(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def validation_texts(corpus):
-    return [row.text for row in CLUE(source=corpus[0].removeprefix("data.source="), tokenizer={
-        "_target_": "datamodules.tokenizers.char.CharTokenizer"}).read("val")]  # fmt: skip
+    return [
+        row.text
+        for row in CLUE(
+            source=corpus[0].removeprefix("data.source="),
+            tokenizer={"_target_": "datamodules.tokenizers.char.CharTokenizer"},
+        ).read("val")
+    ]
 
 
 def predict(directory, source, task, texts, *options):
     listed = json.dumps(texts, ensure_ascii=False)
     finished(
-        directory, "stage=predict", "trainer=cpu", f"ckpt_path={source}", f"predict.task={task}",
-        f"predict.input={listed}", *options,
-    )  # fmt: skip
+        directory,
+        "stage=predict",
+        "trainer=cpu",
+        f"ckpt_path={source}",
+        f"predict.task={task}",
+        f"predict.input={listed}",
+        *options,
+    )
     return jsonl(directory / "predictions.jsonl")
 
 
@@ -90,10 +107,15 @@ def test_texts_come_from_files_too_and_the_batch_size_changes_nothing(trained, t
     for name in ("texts.txt", "texts.jsonl"):
         output = tmp_path / "predictions" / f"{name}.out.jsonl"
         finished(
-            tmp_path / name.replace(".", "-"), "stage=predict", "trainer=cpu", f"ckpt_path={trained['bert']}",
-            "predict.task=fill_mask", f"predict.input={tmp_path / name}", f"predict.output={output}",
+            tmp_path / name.replace(".", "-"),
+            "stage=predict",
+            "trainer=cpu",
+            f"ckpt_path={trained['bert']}",
+            "predict.task=fill_mask",
+            f"predict.input={tmp_path / name}",
+            f"predict.output={output}",
             "predict.batch_size=2",
-        )  # fmt: skip
+        )
         assert tokens(jsonl(output)) == tokens(expected)
         assert numbers(jsonl(output)) == pytest.approx(numbers(expected), abs=1e-5)
         assert [path.name for path in output.parent.iterdir() if path.name.startswith(".")] == []
@@ -103,16 +125,28 @@ def test_texts_come_from_files_too_and_the_batch_size_changes_nothing(trained, t
     "task, text, message",
     [
         ("fill_masks", MASKED[0], r"predict.task=fill_masks: no such task of WoBERT; did you mean fill_mask"),
-        ("generate", MASKED[0], r"predict.task=generate: no such task of WoBERT \(there are: fill_mask, embed\)"),
+        (
+            "generate",
+            MASKED[0],
+            r"predict.task=generate: no such task of WoBERT \(there are: fill_mask, embed\)",
+        ),
         ("fill_mask", "没有", r"^predict.input: no \[MASK\] within the first 30 characters of '没有'$"),
-        ("fill_mask", "很" * 40 + "[MASK]", r"^predict.input: no \[MASK\] within the first 30 characters of '很很"),
+        (
+            "fill_mask",
+            "很" * 40 + "[MASK]",
+            r"^predict.input: no \[MASK\] within the first 30 characters of '很很",
+        ),
     ],
 )
 def test_what_cannot_be_predicted(task, text, message, trained, tmp_path):
     outcome = run(
-        tmp_path / "run", "stage=predict", "trainer=cpu", f"ckpt_path={trained['wobert']}", f"predict.task={task}",
+        tmp_path / "run",
+        "stage=predict",
+        "trainer=cpu",
+        f"ckpt_path={trained['wobert']}",
+        f"predict.task={task}",
         f'predict.input=["{MASKED[0]}","{text}"]',
-    )  # fmt: skip
+    )
     assert outcome.code == 2
     assert re.search(message, outcome.err, re.MULTILINE), outcome.err
     assert "Traceback" not in outcome.err
@@ -134,9 +168,13 @@ def test_a_run_is_evaluated_again(stage, trained, tmp_path):
 
 def test_another_corpus_is_scored_with_the_runs_tokenizer(trained, tmp_path):
     finished(
-        tmp_path / "run", "stage=validate", "trainer=cpu", f"ckpt_path={trained['wobert']}", "data=clue",
-        "data.max_length=32",
-    )  # fmt: skip
+        tmp_path / "run",
+        "stage=validate",
+        "trainer=cpu",
+        f"ckpt_path={trained['wobert']}",
+        "data=clue",
+        "data.source=sample",
+    )
     told = summary(tmp_path / "run")
     assert told["source"] == "sample"
     assert told["data_facts"]["vocab_size"] == summary(trained["wobert"])["data_facts"]["vocab_size"]
@@ -146,7 +184,7 @@ def test_another_corpus_is_scored_with_the_runs_tokenizer(trained, tmp_path):
 @pytest.mark.parametrize("model", ["wobert", "bert"])
 def test_stock_transformers_loads_the_export(model, trained, validation_texts):
     export = trained[model] / "export"
-    ours, inputs = load_for_prediction(str(trained[model]))
+    ours, inputs = load_for_prediction(str(trained[model]), WOBERT)
     stock = AutoModelForMaskedLM.from_pretrained(export).eval()
     tokenizer = AutoTokenizer.from_pretrained(export)
     assert len(tokenizer) == inputs.tokenizer.vocab_size == stock.config.vocab_size
@@ -168,7 +206,9 @@ def test_stock_transformers_loads_the_export(model, trained, validation_texts):
         theirs = fill(text)
         theirs = theirs if isinstance(theirs[0], list) else [theirs]  # a list a mask, where there are several
         for one, other in zip(theirs, own["predictions"], strict=True):
-            assert [candidate["token_str"] for candidate in one] == [candidate["token"] for candidate in other]
+            assert [candidate["token_str"] for candidate in one] == [
+                candidate["token"] for candidate in other
+            ]
             assert [candidate["score"] for candidate in one] == pytest.approx(
                 [candidate["score"] for candidate in other], abs=1e-5
             )
@@ -181,29 +221,34 @@ def test_the_export_says_what_it_is(trained):
     scores = summary(trained["wobert"])["metrics"]
     for name in ("val/loss", "val/bits_per_char", "test/loss", "baseline/unigram_loss"):
         assert f"| {name} | {scores[name]:.4f} |" in card
-    assert str(export) in card
+    assert 'pipeline("fill-mask", model=".")  # this directory; needs rjieba' in card
     saved = json.loads((export / "kexue.json").read_text(encoding="utf-8"))
-    assert saved["_target_"] == "lightning_modules.wobert.WoBERT"
+    assert saved["_target_"] == WOBERT
 
 
 def test_a_user_dictionary_is_part_of_the_run(corpus, tmp_path):
     word = "恶补法语"
     (tmp_path / "words.txt").write_text(f"{word} 1000000\n", encoding="utf-8")
     train = [
-        json.dumps({"label": "100", "sentence": f"{word}{number}天"}, ensure_ascii=False) for number in range(9)
+        json.dumps({"label": "100", "sentence": f"{word}{number}天"}, ensure_ascii=False)
+        for number in range(9)
     ]
     (tmp_path / "train.json").write_text("\n".join(train), encoding="utf-8")
     finished(
-        tmp_path / "run", *TINY, "debug=fast", f"data.train={tmp_path / 'train.json'}", "data.split=[0.5,0.5]",
+        tmp_path / "run",
+        *TINY,
+        "debug=fast",
+        f"data.train={tmp_path / 'train.json'}",
+        "data.split=[0.5,0.5]",
         f"tokenizer.user_dict={tmp_path / 'words.txt'}",
-    )  # fmt: skip
+    )
     card = (tmp_path / "run/export/README.md").read_text(encoding="utf-8")
     assert "dictionary" in card and "load_tokenizer" in card
     shutil.rmtree(tmp_path / "run/checkpoints")
     (tmp_path / "words.txt").unlink()
     shutil.move(tmp_path / "run/export", tmp_path / "elsewhere")
-    _, inputs = load_for_prediction(str(tmp_path / "elsewhere"))
-    assert inputs.tokenizer.tokenize(f"我们{word}") [-1] == word
+    _, inputs = load_for_prediction(str(tmp_path / "elsewhere"), WOBERT)
+    assert inputs.tokenizer.tokenize(f"我们{word}")[-1] == word
 
 
 def first_loss(directory) -> float:
@@ -236,7 +281,7 @@ VOCABULARIES = {
 @pytest.mark.parametrize("model", ["wobert", "bert"])
 @pytest.mark.parametrize("layout", ["safetensors", "pytorch_model.bin"])
 def test_published_layouts_load(model, layout, corpus, tmp_path):
-    """The published directories (real vocabulary, config.json of the publication) with small random weights."""
+    """Directories as they were published (vocabulary, config.json, weights), but small and random weights."""
     from transformers import BertConfig, BertForMaskedLM
 
     published = tmp_path / "published"
@@ -259,11 +304,13 @@ def test_published_layouts_load(model, layout, corpus, tmp_path):
         torch.save(state, published / "pytorch_model.bin")
     (published / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
-    finished(tmp_path / "run", "trainer=cpu", "debug=fast", *corpus, f"model={model}", f"model.init_from={published}")
+    options = ("trainer=cpu", "debug=fast", *corpus, f"model={model}", f"model.init_from={published}")
+    finished(tmp_path / "run", *options)
     told = summary(tmp_path / "run")
     assert told["data_facts"]["vocab_size"] == entries
     # All tokens alike at the start.
     assert first_loss(tmp_path / "run") == pytest.approx(np.log(entries), rel=0.03)
-    ours, inputs = load_for_prediction(str(tmp_path / "run"))
+    ours, inputs = load_for_prediction(str(tmp_path / "run"), WOBERT)
     assert isinstance(inputs, TextInput) and ours.hparams.network_config["num_hidden_layers"] == 2
-    assert (tmp_path / "run/export/vocab.txt").read_bytes().split() == (published / "vocab.txt").read_bytes().split()
+    exported, original = tmp_path / "run/export/vocab.txt", published / "vocab.txt"
+    assert exported.read_bytes().split() == original.read_bytes().split()

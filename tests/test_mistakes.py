@@ -135,7 +135,7 @@ MISTAKES = [
     ("seed=one", ["seed=one: must be a whole number"]),
     ("seed=-1", ["seed=-1: must satisfy 0 <= seed < 4294967296"]),
     ("stage=tset", ["stage=tset: must be one of fit, validate, test, predict; did you mean test?"]),
-    ("max_steps=1e3", ["max_steps=1000.0: must be a whole number; write 1000"]),
+    ("max_steps=1e3", ["max_steps=1000.0: must be a whole number or null; write 1000"]),
     ("max_steps=0", ["max_steps=0: must be -1 or >= 1"]),
     ("max_time=10", ["max_time=10: must be DD:HH:MM:SS, for example 00:00:10:00 for ten minutes"]),
     ("max_steps=-1", ["max_steps, max_epochs, max_time: the run has no end; limit one of them"]),

@@ -7,6 +7,7 @@ The words and templates stand in `tnews_words`. A title comes from a template of
 two or three classes share, or from one that says nothing; so no classifier can be right every time. Only
 ``random.Random.random()`` is drawn from, the one sequence that Python promises never to change.
 """
+
 import argparse
 import json
 import random

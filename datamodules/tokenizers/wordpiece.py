@@ -1,8 +1,7 @@
 """BERT's text normalisation, basic tokenizer and WordPiece, with every character traced to the original text.
 
 Source: Devlin et al. 2019 (arXiv 1810.04805) for the algorithm; https://kexue.fm/archives/7758 (WoBERT) for
-    its use
-on jieba's words.
+its use on jieba's words.
 """
 
 import unicodedata

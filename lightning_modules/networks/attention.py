@@ -6,6 +6,8 @@ keyword arguments of the model's forward (`layout(batch)`).
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from datamodules.batch import TokenBatch
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+if varlen_attn is not None and not {"scale", "window_size"} <= set(inspect.signature(varlen_attn).parameters):
+    varlen_attn = None  # an earlier torch, whose function takes neither
 
 NAME = "unpadded"
 
@@ -54,16 +63,20 @@ def unpadded_attention(
     """
     if cu_seqlens is None:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **options
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            **options,
         )
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     # [T, heads, head_dim]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if _flash(q):
-        if dropout:
-            raise ValueError(f"attention_dropout={dropout}: unpadded flash attention has none; set it to 0")
-        from torch.nn.attention.varlen import varlen_attn
-
+    if _flash(q, dropout):
         window = (-1, 0) if causal else (-1, -1)
         q, k, v = (x.contiguous() for x in (q, k, v))
         out = varlen_attn(
@@ -80,15 +93,24 @@ def unpadded_attention(
     mask = pad_mask[:, None, None, :]
     if causal:
         mask = mask & torch.ones(longest, longest, dtype=torch.bool, device=mask.device).tril()
-    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=mask, dropout_p=dropout, scale=scaling)
+    out = F.scaled_dot_product_attention(
+        pad(q), pad(k), pad(v), attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
     return out.transpose(1, 2).reshape(rows * longest, heads, width).index_select(0, flat_index)[None], None
 
 
-def _flash(query: Tensor) -> bool:
-    """Flash varlen needs CUDA, half precision and compute capability 8.0; everything else pads around sdpa."""
+def _flash(query: Tensor, dropout: float) -> bool:
+    """Flash varlen needs CUDA, half precision, compute capability 8.0, a head of 8, 16, ... 256, and has no dropout.
+
+    Everything else pads around sdpa.
+    """
     return (
         query.is_cuda
+        and not dropout
+        and varlen_attn is not None
         and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForMaskedLM, BertConfig
+from transformers.utils import logging as transformers_logging
 
 from datamodules.batch import TokenBatch
 from datamodules.tokenizers.base import resolve_pretrained
@@ -41,13 +43,13 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        hidden_size: int = 256,
-        num_hidden_layers: int = 4,
-        num_attention_heads: int = 4,
-        intermediate_size: int = 1024,
-        max_position_embeddings: int = 512,
-        hidden_dropout: float = 0.1,
-        attention_dropout: float = 0.0,
+        hidden_size: Annotated[int, "x >= 1"] = 256,
+        num_hidden_layers: Annotated[int, "x >= 1"] = 4,
+        num_attention_heads: Annotated[int, "x >= 1"] = 4,
+        intermediate_size: Annotated[int, "x >= 1"] = 1024,
+        max_position_embeddings: Annotated[int, "x >= 1"] = 512,
+        hidden_dropout: Annotated[float, "0 <= x < 1"] = 0.1,
+        attention_dropout: Annotated[float, "0 <= x < 1"] = 0.0,
         *,
         attention: Literal["auto", "unpadded", "padded"] = "auto",
         init_from: str | None = None,
@@ -55,7 +57,9 @@ class TextEncoder(nn.Module):
     ):
         super().__init__()
         if hidden_size % num_attention_heads:
-            raise ValueError(f"hidden_size={hidden_size}: must be a multiple of num_attention_heads={num_attention_heads}")
+            raise ValueError(
+                f"hidden_size={hidden_size}: must be a multiple of num_attention_heads={num_attention_heads}"
+            )
         self.wanted_attention = attention
         self.init_from = init_from if network_config is None else None
         self.model: nn.Module | None = None
@@ -88,26 +92,34 @@ class TextEncoder(nn.Module):
             ValueError: a checkpoint's vocabulary is smaller than the tokenizer's, its head is of an unknown form, or
                 `attention="unpadded"` is not possible.
         """
-        if self.init_from is not None:
-            self.model, report = _load(AutoModelForMaskedLM, self.init_from, output_loading_info=True, dtype=torch.float32)
-            if report["missing_keys"]:
-                names = sorted(report["missing_keys"])
-                log.warning(f"init_from={self.init_from}: not in the checkpoint, hence new: {names}")
-        else:
+        # Lightning builds under the accelerator as default device, where transformers would ask for accelerate to
+        # load a checkpoint. The weights are made here and moved with the module.
+        with torch.device("cpu"):
+            self.model = self._make(vocab_size, pad_id)
+            # transformers loads in evaluation mode, and Lightning keeps the mode it finds: dropout would stay off.
+            self.model.train()
+            self.config = self.model.config
+            if vocab_size > self.config.vocab_size:
+                raise ValueError(
+                    f"init_from={self.init_from}: the model knows {self.config.vocab_size} ids, the tokenizer gives "
+                    f"{vocab_size}; use the checkpoint's own vocabulary (leave tokenizer.vocab alone)"
+                )
+            if self._head is None:
+                name = type(self.model).__name__
+                raise ValueError(f"init_from={self.init_from}: {name} has no head `cls` or `lm_head`")
+            self.attention = self._choose_attention(self.wanted_attention)
+
+    def _make(self, vocab_size: int, pad_id: int) -> nn.Module:
+        if self.init_from is None:
             if not self.config.vocab_size:
                 self.config.vocab_size, self.config.pad_token_id = vocab_size, pad_id
-            self.model = AutoModelForMaskedLM.from_config(self.config)
-        # transformers loads in evaluation mode, and Lightning keeps the mode it finds: dropout would stay off.
-        self.model.train()
-        self.config = self.model.config
-        if vocab_size > self.config.vocab_size:
-            raise ValueError(
-                f"init_from={self.init_from}: the model knows {self.config.vocab_size} ids, the tokenizer gives "
-                f"{vocab_size}; use the checkpoint's own vocabulary (leave tokenizer.vocab alone)"
-            )
-        if self._head is None:
-            raise ValueError(f"init_from={self.init_from}: {type(self.model).__name__} has no head `cls` or `lm_head`")
-        self.attention = self._choose_attention(self.wanted_attention)
+            return AutoModelForMaskedLM.from_config(self.config)
+        options = {"output_loading_info": True, "dtype": torch.float32}
+        model, report = _load(AutoModelForMaskedLM, self.init_from, **options)
+        if report["missing_keys"]:
+            names = sorted(report["missing_keys"])
+            log.warning(f"init_from={self.init_from}: not in the checkpoint, hence new: {names}")
+        return model
 
     def forward(self, batch: TokenBatch, input_ids: Tensor | None = None) -> Tensor:
         """The last layer's states [T, H]; `input_ids` [T] stand in for the batch's own."""
@@ -116,7 +128,9 @@ class TextEncoder(nn.Module):
             return self._unpadded(batch, ids)
         padded, mask = batch.padded(ids, fill=self.config.pad_token_id or 0)
         segments, _ = batch.padded(batch.segment_ids)
-        states = self.model.base_model(input_ids=padded, attention_mask=mask.long(), token_type_ids=segments)[0]
+        states = self.model.base_model(input_ids=padded, attention_mask=mask.long(), token_type_ids=segments)[
+            0
+        ]
         return batch.flat(states)
 
     def encode(self, batch: TokenBatch) -> Tensor:
@@ -124,7 +138,9 @@ class TextEncoder(nn.Module):
         states = self(batch)
         weight = (batch.char_counts > 0).to(states.dtype)
         row = torch.repeat_interleave(
-            torch.arange(batch.num_rows, device=states.device), batch.cu_seqlens.diff(), output_size=batch.num_tokens
+            torch.arange(batch.num_rows, device=states.device),
+            batch.cu_seqlens.diff(),
+            output_size=batch.num_tokens,
         )
         total = states.new_zeros(batch.num_rows, states.shape[1]).index_add(0, row, states * weight[:, None])
         count = weight.new_zeros(batch.num_rows).index_add(0, row, weight)
@@ -133,6 +149,16 @@ class TextEncoder(nn.Module):
     def vocabulary_logits(self, states: Tensor) -> Tensor:
         """[K, H] states to [K, vocab_size] logits: pass only the rows that carry a target."""
         return self._head(states)
+
+    def save(self, directory: Path) -> None:
+        """Write configuration and weights as stock transformers reads them."""
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # of one file, and over the lines of a run
+        try:
+            self.model.save_pretrained(directory)
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
 
     @property
     def _head(self) -> nn.Module | None:
@@ -156,7 +182,9 @@ class TextEncoder(nn.Module):
             return "unpadded"
         self.model.set_attn_implementation(stock)
         if wanted == "unpadded":
-            raise ValueError(f"attention=unpadded: {type(self.model).__name__} cannot: {reason}; use attention=auto")
+            raise ValueError(
+                f"attention=unpadded: {type(self.model).__name__} cannot: {reason}; use attention=auto"
+            )
         log.info(f"{type(self.model).__name__} runs on padded batches: {reason}")
         return "padded"
 

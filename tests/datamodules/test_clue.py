@@ -154,7 +154,9 @@ def test_iflytek(root):
     assert labels_read(corpus) == [0, 118] and labels_read(corpus, "val") == [7]
     assert len(corpus.label_names) == 119
     # Without a labels.json the training rows tell the names; what they do not have keeps its id.
-    assert corpus.label_names[0] == "打车" and corpus.label_names[7] == "7" and corpus.label_names[118] == "其他"
+    assert (
+        corpus.label_names[0] == "打车" and corpus.label_names[7] == "7" and corpus.label_names[118] == "其他"
+    )
     named = [{"label": "7", "label_des": "家政"}, {"label": "0", "label_des": "打车"}]
     write(root / "iflytek/labels.json", named)
     corpus = CLUE(task="iflytek", source=str(root))

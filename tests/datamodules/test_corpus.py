@@ -173,7 +173,9 @@ def test_fractions_that_make_one(split):
 
 
 def rows_of_labels(counts: dict[int, int]) -> list[Row]:
-    return [Row(f"类{label}第{index}条", label=label) for label, size in counts.items() for index in range(size)]
+    return [
+        Row(f"类{label}第{index}条", label=label) for label, size in counts.items() for index in range(size)
+    ]
 
 
 def test_every_label_is_cut_in_the_fractions():

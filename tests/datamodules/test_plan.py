@@ -79,7 +79,9 @@ def test_parts_are_balanced():
         assert max(loads) - min(loads) <= LENGTHS.max()
 
 
-@pytest.mark.parametrize("tokens, device, longest, world", [(4096, 512, 64, 1), (4096, 512, 64, 3), (100, 16384, 128, 8)])
+@pytest.mark.parametrize(
+    "tokens, device, longest, world", [(4096, 512, 64, 1), (4096, 512, 64, 3), (100, 16384, 128, 8)]
+)
 def test_micro_batches_fit_the_device(tokens, device, longest, world):
     accumulate = micro_batches(tokens, device, longest, world)
     lengths = np.random.Generator(np.random.PCG64(1)).integers(2, longest + 1, size=5000)
@@ -159,7 +161,9 @@ def test_loss_weights_make_the_mean_over_parts_the_mean_over_targets():
     def count(batch: TokenBatch) -> int:
         return int((batch.row_ids % 5).sum())
 
-    parts = [PlannedRows(plan, collate, count, rank, 2, 3)[0, micro] for micro in range(3) for rank in range(2)]
+    parts = [
+        PlannedRows(plan, collate, count, rank, 2, 3)[0, micro] for micro in range(3) for rank in range(2)
+    ]
     rows = plan.step(0, 0)
     truth = (value[rows] * (rows % 5)).sum() / (rows % 5).sum()
     means = [

@@ -31,8 +31,10 @@ def naive_bayes_macro_f1(train: list[dict], held_out: list[dict]) -> float:
     def guess(text: str) -> str:
         return max(
             priors,
-            key=lambda label: math.log(priors[label])
-            + sum(math.log((counts[label][bigram] + 1) / totals[label]) for bigram in bigrams(text)),
+            key=lambda label: (
+                math.log(priors[label])
+                + sum(math.log((counts[label][bigram] + 1) / totals[label]) for bigram in bigrams(text))
+            ),
         )
 
     pairs = [(row["label"], guess(row["sentence"])) for row in held_out]

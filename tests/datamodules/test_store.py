@@ -19,7 +19,9 @@ TEXTS = ["今天天气很好", "我们去公园玩", "天气 很 好！", "龘"]
 
 @pytest.fixture
 def tokenizer() -> WordTokenizer:
-    return WordTokenizer(vocab=[*SPECIALS, "今天", "天气", "很", "好", "我们", "去", "公园", "玩", "！", "今", "天", "气"])
+    return WordTokenizer(
+        vocab=[*SPECIALS, "今天", "天气", "很", "好", "我们", "去", "公园", "玩", "！", "今", "天", "气"]
+    )
 
 
 def build(directory, tokenizer, rows=None, max_length=12) -> TokenStore:
@@ -164,6 +166,30 @@ def test_vocabulary_and_tokens_are_made_once(tmp_path):
     # Splits without rows and cached ones are asked for their rows at most lazily.
     assert second.facts == first.facts
     assert first.facts["vocab_size"] == first.tokenizer.vocab_size
+
+
+def test_another_class_over_the_same_content_is_tokenized_anew(tmp_path):
+    """The fingerprint of a user's corpus names its files; what is read from them is also up to its code."""
+
+    class Reversed(Poems):
+        def read(self, split):
+            return (Row(row.text[::-1]) for row in super().read(split))
+
+    corpora = [cls(tmp_path) for cls in (Poems, Reversed)]
+    for corpus in corpora:
+        corpus.tokenizer = WordTokenizer(vocab=[*SPECIALS, *sorted(set("".join(TEXTS)) - {" "})])
+        corpus.setup()
+    one, other = (corpus.stores["val"].tokens.tolist() for corpus in corpora)
+    assert one != other and sorted(one) == sorted(other)
+
+
+def test_an_error_of_the_corpus_is_not_called_one_of_the_cache(tmp_path, tokenizer):
+    def rows():
+        yield Row("今天")
+        open(tmp_path / "missing.txt")
+
+    with pytest.raises(FileNotFoundError, match="missing.txt"):
+        build(tmp_path / "cache" / "store", tokenizer, rows())
 
 
 def test_a_corpus_without_training_rows_is_told(tmp_path):

@@ -21,7 +21,9 @@ from datamodules.tokenizers.vocabulary import SPECIAL_TOKENS, read_vocabulary
 from datamodules.tokenizers.word import WordTokenizer
 
 REAL_DATA = os.environ.get("REAL_DATA")
-needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="REAL_DATA is unset: no real corpora")
+needs_real_data = pytest.mark.skipif(
+    not REAL_DATA, reason="REAL_DATA is unset: the real corpora are not on this machine"
+)
 ROOT = Path(__file__).parents[2]
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789"]

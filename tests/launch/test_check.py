@@ -284,7 +284,7 @@ def test_a_preset_without_its_package_line(own):
 
 
 def test_an_interpolated_option_is_told_once_and_where_it_is_typed(own):
-    assert told(own, "max_steps=many") == ["max_steps=many: must be a whole number"]
+    assert told(own, "max_steps=many") == ["max_steps=many: must be a whole number or null"]
     assert told(own, "+width=3", "model=mine", "model.width=${width}") == []
 
 

@@ -6,6 +6,7 @@ from matplotlib.image import imread
 from launch import plots
 from launch.csv_logger import CSVLogger
 
+
 @pytest.fixture
 def drawn(monkeypatch):
     """The figure behind the picture."""

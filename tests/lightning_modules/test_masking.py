@@ -47,7 +47,9 @@ def test_rates_of_bert():
     assert targets[real].float().mean() == pytest.approx(0.15, abs=0.006)
     assert not targets[~real].any()
     assert (ids[targets] == 4).float().mean() == pytest.approx(0.8, abs=0.02)
-    assert (ids[targets] == batch.input_ids[targets]).float().mean() == pytest.approx(0.1 + 0.1 / 59, abs=0.02)
+    assert (ids[targets] == batch.input_ids[targets]).float().mean() == pytest.approx(
+        0.1 + 0.1 / 59, abs=0.02
+    )
     assert torch.equal(ids[~targets], batch.input_ids[~targets])
     randomised = ids[targets & (ids != 4) & (ids != batch.input_ids)]
     assert randomised.min() >= 1 and randomised.max() <= 59

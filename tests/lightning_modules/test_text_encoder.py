@@ -48,7 +48,9 @@ def test_equals_stock_transformers():
     ids, mask = batch.padded()
     segments, _ = batch.padded(batch.segment_ids)
     expected = stock.eval()(input_ids=ids, attention_mask=mask.long(), token_type_ids=segments).logits
-    torch.testing.assert_close(network.vocabulary_logits(network(batch)), batch.flat(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        network.vocabulary_logits(network(batch)), batch.flat(expected), atol=1e-5, rtol=0
+    )
 
 
 def test_projecting_only_the_targets_changes_nothing():
@@ -56,7 +58,10 @@ def test_projecting_only_the_targets_changes_nothing():
     targets = batch.position_ids == 1
     states = network(batch)
     torch.testing.assert_close(
-        network.vocabulary_logits(states[targets]), network.vocabulary_logits(states)[targets], atol=1e-6, rtol=1e-5
+        network.vocabulary_logits(states[targets]),
+        network.vocabulary_logits(states)[targets],
+        atol=1e-6,
+        rtol=1e-5,
     )
 
 
@@ -77,7 +82,9 @@ def test_a_row_alone_equals_the_row_in_a_batch():
     for length in (5, 9, 2, 7):
         alone = random_batch(lengths=(length,))
         alone.input_ids.copy_(whole.input_ids[start : start + length])
-        torch.testing.assert_close(network(alone), network(whole)[start : start + length], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            network(alone), network(whole)[start : start + length], atol=1e-6, rtol=1e-5
+        )
         start += length
 
 
@@ -124,7 +131,9 @@ def test_causal_models_run_unpadded_too():
     ids, mask = batch.padded()
     expected = batch.flat(model(input_ids=ids, attention_mask=mask.long()).logits)
     model.set_attn_implementation(attention.NAME)
-    flat = model(input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], **attention.layout(batch))
+    flat = model(
+        input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], **attention.layout(batch)
+    )
     torch.testing.assert_close(flat.logits[0], expected, atol=1e-5, rtol=0)
     # Without a layout the function is stock sdpa, so generation with a cache works.
     single = model(input_ids=batch.input_ids[None, :5]).logits
@@ -160,6 +169,15 @@ def test_a_loaded_checkpoint_trains_with_its_dropout(tmp_path):
     assert all(module.training for module in loaded.modules())
     assert not torch.equal(loaded(batch), loaded(batch))
     torch.testing.assert_close(loaded.eval()(batch), fresh.eval()(batch))
+
+
+def test_weights_are_made_whatever_the_default_device_is(tmp_path):
+    """Lightning builds under the accelerator's device, where transformers would not load a checkpoint."""
+    encoder().model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        networks = encoder(), encoder(init_from=str(tmp_path))
+    assert {p.device.type for network in networks for p in network.parameters()} == {"cpu"}
+    assert {network.attention for network in networks} == {"unpadded"}
 
 
 def test_a_vocabulary_larger_than_the_checkpoints_is_refused(tmp_path):

@@ -104,14 +104,25 @@ def test_scores_are_their_formulas():
     assert values["unigram_loss"].item() == pytest.approx(unigram.mean().item())
     # One [UNK] hides three characters: three times log2(32) bits on top.
     assert values["bits_per_char"].item() == pytest.approx((nll.sum().item() / math.log(2) + 15) / 9)
-    assert values["unigram_bits_per_char"].item() == pytest.approx((unigram.sum().item() / math.log(2) + 15) / 9)
-    assert values["masked_accuracy"].item() == pytest.approx((logits.argmax(-1) == targets).float().mean().item())
+    assert values["unigram_bits_per_char"].item() == pytest.approx(
+        (unigram.sum().item() / math.log(2) + 15) / 9
+    )
+    assert values["masked_accuracy"].item() == pytest.approx(
+        (logits.argmax(-1) == targets).float().mean().item()
+    )
     assert values["most_frequent_share"].item() == pytest.approx(2 / 5)
+
+
+def test_no_targets_is_no_score():
+    values = MaskedLMScores(torch.tensor([1, 2]), unk_id=1, characters=2).compute()
+    assert all(values[name].isnan() for name in ("loss", "masked_accuracy", "bits_per_char", "unigram_loss"))
 
 
 def test_a_checkpoint_comes_back_without_hydra_and_without_pickled_code(tmp_path):
     model = wobert()
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = WoBERT.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True).eval()
@@ -131,7 +142,10 @@ def test_a_ready_backbone_can_be_passed():
         ({"mask_rate": 1.5}, "^mask_rate=1.5: must lie between 0 and 1"),
         ({"mask_token_rate": 0.9, "random_token_rate": 0.2}, "must add up to at most 1"),
         ({"optimizer": {**ADAMW, "betas": [0.9, 2.0]}}, "torch.optim.AdamW|beta"),
-        ({"optimizer": {"_target_": "os.system", "command": "true"}}, "_target_=os.system: must be a class below"),
+        (
+            {"optimizer": {"_target_": "os.system", "command": "true"}},
+            "_target_=os.system: must be a class below",
+        ),
         ({"optimizer": {"_target_": "torch.optim.lr_scheduler.warnings.warn"}}, "not found|not a class"),
         ({"init_from": "/no/such/run"}, "init_from=/no/such/run: no such directory"),
     ],
