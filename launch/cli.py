@@ -156,16 +156,16 @@ def _mistake(error: Exception, config: DictConfig | None = None) -> str | None:
     from launch.check import ConfigError
 
     corpus = sys.modules.get("datamodules.corpus")  # not loaded: it cannot have raised
-    if isinstance(error, ConfigError) or (corpus is not None and isinstance(error, corpus.DataError)):
+    if isinstance(error, ConfigError):
         return str(error)
     cause, node = error, ""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         cause, node = error.__cause__, _node_of(error, config)
-        if corpus is not None and isinstance(cause, corpus.DataError):
-            return str(cause)
     option = _option_of(cause, node, config) if isinstance(cause, ValueError) else None
     if option is not None:
         return f"{option}{str(cause)[len(option.rpartition('.')[2]) :]}"
+    if corpus is not None and isinstance(cause, corpus.DataError):
+        return str(cause)
     refused = isinstance(cause, (ValueError, OSError)) or type(cause).__name__ == "MisconfigurationException"
     return f"{node}: {cause}" if node and refused else None
 

@@ -54,9 +54,10 @@ def open_run(cfg: DictConfig) -> Run:
 
 def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
     """The corpus. A stage that evaluates a run takes the run's tokenizer and corpus, changed by what was typed."""
-    node = OmegaConf.to_container(cfg.data, resolve=True)
+    node = cfg.data
     if cfg.stage != "fit":
         evaluated = run_directory(cfg.ckpt_path)
+        node = OmegaConf.to_container(node, resolve=True)
         saved = OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml").data)
         if saved["_target_"] == node["_target_"]:
             typed = [override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task]
