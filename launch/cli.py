@@ -117,6 +117,8 @@ def _refuse_unknown_flags() -> None:
     _, unknown = get_args_parser().parse_known_args()
     if unknown:
         flag = unknown[0]
+        if not flag.startswith("-"):
+            _leave(2, f"{flag}: type it beside the other options, not behind a flag such as --config-dir")
         name = flag.lstrip("-")
         way_out = f"type {name}" if "=" in name else f"type {name}=VALUE, or see --help"
         _leave(2, f"{flag}: options are typed without dashes; {way_out}")

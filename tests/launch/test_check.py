@@ -375,6 +375,10 @@ def test_what_the_user_can_mend_is_told_without_a_traceback(program):
         2,
         ["--max_steps=3: options are typed without dashes; type max_steps=3"],
     )
+    assert program("what=data", "--config-dir", "/nowhere", "what=config") == (
+        2,
+        ["what=config: type it beside the other options, not behind a flag such as --config-dir"],
+    )
     assert program("--config-dir", "/nowhere") == (2, ["--config-dir /nowhere: there is no such directory"])
 
 

@@ -1,5 +1,7 @@
 """Unpadded = padded = stock transformers in outputs and gradients; rows never see one another."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import FACTS, random_batch
@@ -111,6 +113,24 @@ def test_an_architecture_with_positions_of_its_own_runs_padded(tmp_path, caplog)
         network = encoder(init_from=str(tmp_path))
     assert network.attention == "padded"
     assert "a row's outputs differ from those of the row alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "cuda, dtype, capability, width, dropout, flash",
+    [
+        (True, torch.bfloat16, (9, 0), 64, 0.0, True),
+        (True, torch.float16, (8, 0), 128, 0.0, True),
+        (True, torch.float16, (7, 5), 64, 0.0, False),  # a GPU with fp16 and no flash attention
+        (True, torch.float32, (9, 0), 64, 0.0, False),
+        (True, torch.bfloat16, (9, 0), 20, 0.0, False),
+        (True, torch.bfloat16, (9, 0), 64, 0.1, False),
+        (False, torch.bfloat16, (9, 0), 64, 0.0, False),  # a CPU, or Apple's MPS
+    ],
+)
+def test_where_flash_attention_runs(monkeypatch, cuda, dtype, capability, width, dropout, flash):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query = SimpleNamespace(is_cuda=cuda, dtype=dtype, device="cuda", shape=(7, 2, width))
+    assert attention._flash(query, dropout) is flash
 
 
 def test_a_leak_is_found(monkeypatch):
