@@ -27,3 +27,20 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
             lines = [next(file) for _ in range(rows)]
         (folder / f"{split}.json").write_text("".join(lines), encoding="utf-8")
     return f"data.source={folder}", "data.max_length=32"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures behind the pictures that a test has drawn."""
+    from launch import plots
+    from lightning_modules import pictures
+
+    figures, save = [], pictures.save
+
+    def keep(figure, path):
+        figures.append(figure)
+        return save(figure, path)
+
+    for module in (plots, pictures):
+        monkeypatch.setattr(module, "save", keep)
+    return figures

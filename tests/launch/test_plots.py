@@ -7,20 +7,6 @@ from launch import plots
 from launch.csv_logger import CSVLogger
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figure behind the picture."""
-    figures = []
-    save = plots.save
-
-    def keep(figure, path):
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(plots, "save", keep)
-    return figures
-
-
 def log_run(path, metrics):
     logger = CSVLogger(str(path / "metrics.csv"))
     for step in range(0, 30, 5):

@@ -12,20 +12,6 @@ from lightning_modules import pictures
 TOKENS = ["的", "中国", "[SEP]", "$x$", "##ing"]
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figure behind the picture."""
-    figures = []
-    save = pictures.save
-
-    def keep(figure, path):
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(pictures, "save", keep)
-    return figures
-
-
 def draw(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a character that its font lacks
