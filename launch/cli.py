@@ -7,6 +7,7 @@ file is wrong (one line each, no traceback); 130 Ctrl-C, 143 SIGTERM. Nothing he
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import os
 import re
@@ -95,14 +96,21 @@ class _Started:
 
 
 def register_resolvers() -> None:
-    """The interpolations that conf/train.yaml uses: `${run_name:stage,model,data}`, `${step_limit:...}`."""
+    """The interpolations that conf/ uses: `${run_name:stage,model,data}`, `${step_limit:...}`,
+    `${run_id:directory}`."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("step_limit", step_limit, replace=True)
+    OmegaConf.register_new_resolver("run_id", run_id, replace=True)
 
 
 def run_name(stage: str, model: str, data: str) -> str:
     """The run directory's parent: `wobert-clue` for training, else the stage."""
     return f"{model}-{data}" if stage == "fit" else str(stage)
+
+
+def run_id(directory: str) -> str:
+    """A name for a run that is the same whenever it is resumed in its directory."""
+    return hashlib.sha256(os.path.abspath(directory).encode()).hexdigest()[:16]
 
 
 def step_limit(max_steps: int | None, max_epochs: int, max_time: str | None) -> int:

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.loggers import WandbLogger
 
 from datamodules.tokenizers.base import load_tokenizer
 from launch.callbacks import Interruption, RunMetrics
@@ -114,6 +115,9 @@ def fit(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: 
     run.metrics.update(_take_best_weights(trainer, model, datamodule))
     if len(datamodule.stores["test"]):
         run.metrics.update(trainer.test(model, datamodule, verbose=False)[0])
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # else the next job of a sweep would go on with this one's
     if trainer.is_global_zero:
         plot_curves(run.directory)
         model.plot(run.directory / "plots", datamodule.tokenizer)
