@@ -61,20 +61,23 @@ class CSVLogger(Logger):
         row |= {name: _plain(value) for name, value in metrics.items() if name != "step"}
         if self._columns is None:
             self._open()
-        if self._last_row.get("step") == row["step"]:
+        again = self._last_row.get("step") == row["step"]
+        if again:
             row = self._last_row | row
         else:
             self._last_row_start = self.path.stat().st_size
-        new = [name for name in row if name not in self._columns]
-        if new:
-            os.truncate(self.path, self._last_row_start)
-            self._replace([*self._columns, *new], read_metrics(self.path))
-            self._last_row_start = self.path.stat().st_size
-        with open(self.path, "r+b") as file:
-            file.seek(self._last_row_start)
-            # One call and no gap before it: a process that is killed leaves the old row or the new one.
-            file.write(_line([row.get(name, "") for name in self._columns]))
-            file.truncate()
+        columns = [*self._columns, *(name for name in row if name not in self._columns)]
+        line = _line([row.get(name, "") for name in columns])
+        is_shorter = self._last_row_start + len(line) < self.path.stat().st_size
+        if is_shorter or len(columns) > len(self._columns):
+            rows = read_metrics(self.path)
+            self._replace(columns, [*(rows[:-1] if again else rows), row])
+            self._last_row_start = self.path.stat().st_size - len(line)
+        else:
+            # One call that covers the old row: a process that is killed, and one that reads, has the old or the new.
+            with open(self.path, "r+b") as file:
+                file.seek(self._last_row_start)
+                file.write(line)
         self._last_row = row
 
     @rank_zero_only

@@ -1,6 +1,7 @@
 """metrics.csv: merged rows, a header that grows, a file that is continued and repaired."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -104,3 +105,23 @@ def test_a_torn_header_is_repaired(path):
 
 def test_a_missing_file_has_no_rows(path):
     assert read_metrics(path) == []
+
+
+def test_a_row_that_becomes_shorter_leaves_nothing_of_the_longer_one(tmp_path, monkeypatch):
+    """Not for a moment: whoever reads meanwhile, or a kill between two calls, would find the rest as a row."""
+    logger = CSVLogger(str(tmp_path / "metrics.csv"))
+    logger.log_metrics({"a": 0.123456789, "b": 583.50684516464}, 3)
+    seen = []
+    replace = os.replace
+
+    def watched(*paths):
+        seen.append(read_metrics(tmp_path / "metrics.csv"))
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", watched)
+    monkeypatch.setattr(os, "truncate", None)
+    logger.log_metrics({"a": 1.0, "b": 2.0}, 3)
+    assert seen == [[{"step": 3, "a": 0.123456789, "b": 583.50684516464}]]
+    assert read_metrics(tmp_path / "metrics.csv") == [{"step": 3, "a": 1.0, "b": 2.0}]
+    logger.log_metrics({"a": 5.0}, 4)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [3, 4]
