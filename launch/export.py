@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from launch.run_dir import TECHNIQUE, Run
+from launch.run_dir import TECHNIQUE, Run, replaced_whole
 
 CARD = """---
 library_name: transformers
@@ -43,30 +42,28 @@ With kexue-lightning: `python train.py stage=predict ckpt_path=THIS_DIRECTORY pr
 """
 
 
-def export_run(run: Run, model: Any, datamodule: Any) -> Path:
+def export_run(run: Run, model: Any, datamodule: Any) -> None:
     """Write `<run>/export/`: weights, tokenizer, model card, and what this project needs to load it as a technique."""
-    directory = run.directory / "export"
-    building = run.directory / ".export.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    model.export(building)
-    datamodule.tokenizer.save(building, datamodule.max_length)
     cls = type(model)
     technique = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **model.hparams, "init_from": None}
-    (building / TECHNIQUE).write_text(json.dumps(technique, ensure_ascii=False, indent=1), encoding="utf-8")
-    card = CARD.format(
-        model=run.model,
-        data=run.data,
-        target=technique["_target_"],
-        corpus=_corpus(run),
-        needs="; needs rjieba" if _tokenizer_class(building) == "RoFormerTokenizer" else "",
-        scores="\n".join(f"| {name} | {float(run.metrics[name]):.4f} |" for name in score_names(run.metrics)),
-        tokens=_tokens(datamodule.tokenizer),
-    )
-    (building / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    building.rename(directory)
-    return directory
+    with replaced_whole(run.directory / "export") as directory:
+        model.export(directory)
+        datamodule.tokenizer.save(directory, datamodule.max_length)
+        (directory / TECHNIQUE).write_text(
+            json.dumps(technique, ensure_ascii=False, indent=1), encoding="utf-8"
+        )
+        card = CARD.format(
+            model=run.model,
+            data=run.data,
+            target=technique["_target_"],
+            corpus=_corpus(run),
+            needs="; needs rjieba" if _tokenizer_class(directory) == "RoFormerTokenizer" else "",
+            scores="\n".join(
+                f"| {name} | {float(run.metrics[name]):.4f} |" for name in score_names(run.metrics)
+            ),
+            tokens=_tokens(datamodule.tokenizer),
+        )
+        (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def score_names(metrics: dict[str, Any]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import ListConfig, OmegaConf
 from datamodules.build import ALLOWED, build
 from datamodules.corpus import BadRows, DataError, read_jsonl, text_problem
 from datamodules.text import TextInput
-from datamodules.tokenizers.base import Tokenizer, load_tokenizer
+from datamodules.tokenizers.base import load_tokenizer
 from launch.checkpoint_io import AtomicCheckpointIO
 from launch.run_dir import TECHNIQUE, find_checkpoint
 
@@ -28,16 +27,6 @@ def run_directory(ckpt_path: str) -> Path:
     """The run that `ckpt_path` (the run itself, or one of its checkpoints) belongs to."""
     path = Path(ckpt_path).expanduser()
     return path.parent.parent if path.is_file() else path
-
-
-def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
-    """Write the tokenizer, its files renamed into place when they are whole."""
-    building = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    tokenizer.save(building, max_length)
-    shutil.rmtree(directory, ignore_errors=True)
-    building.rename(directory)
 
 
 def load_technique(run: Path, checkpoint: Path, trusted: str) -> pl.LightningModule:

@@ -7,8 +7,12 @@ import logging
 import math
 import os
 import platform
+import shutil
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -109,14 +113,13 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
         if not _is_rank_zero():
             return
-        if error is None:
-            self.write_summary("finished")
-        elif _is_interruption(error):
-            self.write_summary("interrupted", error)
-        else:
-            self.write_summary("failed", error)
-            return
-        print(_shown(self.directory), flush=True)
+        status = "finished" if error is None else "interrupted" if _is_interruption(error) else "failed"
+        self.write_summary(status, error)
+        wandb = sys.modules.get("wandb")  # not loaded: it has no run
+        if getattr(wandb, "run", None) is not None:
+            wandb.finish(0 if error is None else 1)  # else the next job of a sweep would go on with this run
+        if status != "failed":
+            print(_shown(self.directory), flush=True)
 
     def write_summary(
         self,
@@ -148,6 +151,17 @@ class Run:
         if self.data_facts:
             summary["data_facts"] = self.data_facts
         _write(self.directory / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextmanager
+def replaced_whole(directory: Path) -> Iterator[Path]:
+    """Gives a directory beside `directory` to write into, which takes its place when the block is through."""
+    building = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    yield building
+    shutil.rmtree(directory, ignore_errors=True)
+    building.rename(directory)
 
 
 def check_free(directory: str | os.PathLike, ckpt_path: str | None, stage: str) -> None:

@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
-from pytorch_lightning.loggers import WandbLogger
 
 from datamodules.tokenizers.base import load_tokenizer
 from launch.callbacks import Interruption, RunMetrics
@@ -26,10 +25,9 @@ from launch.predict import (
     load_technique,
     read_texts,
     run_directory,
-    save_tokenizer,
     written_lines,
 )
-from launch.run_dir import Run, find_checkpoint, quieten
+from launch.run_dir import Run, find_checkpoint, quieten, replaced_whole
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +84,8 @@ def build_trainer(cfg: DictConfig, run: Run, datamodule: pl.LightningDataModule)
     loggers = [instantiate(node) for node in (cfg.logger or {}).values()] if cfg.stage == "fit" else []
     callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
     if not loggers:
-        callbacks = [
-            c for c in callbacks if not isinstance(c, LearningRateMonitor)
-        ]  # it refuses to log nowhere
+        # It refuses to log nowhere.
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     trainer = instantiate(
         cfg.trainer,
         callbacks=[Interruption(), run.run_metrics, *callbacks],
@@ -109,15 +106,13 @@ def fit(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: 
     datamodule.setup("fit")
     run.source, run.data_facts = _describe(datamodule)
     if trainer.is_global_zero:
-        save_tokenizer(datamodule.tokenizer, run.directory / TOKENIZER, datamodule.max_length)
+        with replaced_whole(run.directory / TOKENIZER) as directory:
+            datamodule.tokenizer.save(directory, datamodule.max_length)
     trainer.fit(model, datamodule, ckpt_path=_checkpoint(cfg), weights_only=True)
     run.metrics.update(trainer.callback_metrics)
     run.metrics.update(_take_best_weights(trainer, model, datamodule))
     if len(datamodule.stores["test"]):
         run.metrics.update(trainer.test(model, datamodule, verbose=False)[0])
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # else the next job of a sweep would go on with this one's
     if trainer.is_global_zero:
         plot_curves(run.directory)
         model.plot(run.directory / "plots", datamodule.tokenizer)
