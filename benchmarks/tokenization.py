@@ -33,7 +33,7 @@ from texts import HELP, read_texts
 from transformers import AutoTokenizer
 
 from datamodules.corpus import DataError
-from datamodules.store import ROWS_PER_CHUNK
+from datamodules.encoding import ROWS_PER_CHUNK
 from datamodules.tokenizers.char import CharTokenizer
 from datamodules.tokenizers.word import WordTokenizer
 

@@ -17,7 +17,7 @@ class TokenBatch:
 
     Attributes:
         input_ids: [T].
-        segment_ids: [T], 0 for the first text of a row and 1 for the second.
+        segment_ids: [T], 0 and 1 for the texts of a row in turn (its pair, the turns of a dialogue).
         position_ids: [T], from 0 in every row.
         word_ids: [T], the index in the row's text, in characters without spaces, at which the token's word
             starts: the same number for every tokenizer that segments the text alike.
@@ -56,7 +56,7 @@ class TokenBatch:
         lengths: np.ndarray,
         char_counts: np.ndarray,
         word_starts: np.ndarray,
-        pair_starts: np.ndarray,
+        text_starts: np.ndarray,
         row_ids: np.ndarray,
         labels: np.ndarray | None = None,
         epoch: int = 0,
@@ -66,7 +66,7 @@ class TokenBatch:
         Args:
             input_ids, char_counts: [T] integers; word_starts: [T] bool.
             lengths: [N] tokens of each row, at least 1; row_ids: [N].
-            pair_starts: [N] position in the row at which its second text starts (its length where there is none).
+            text_starts: [T] bool, True where a text but the first of its row starts.
             labels: [N], or None.
         """
         lengths = lengths.astype(np.int64)
@@ -77,12 +77,13 @@ class TokenBatch:
         chars = char_counts.astype(np.int64)
         before = np.cumsum(chars) - chars
         before -= before[first]
+        texts = np.cumsum(text_starts)
         # Added tokens open a "word" of their own, so that no word reaches over a [SEP].
         opens = word_starts | (chars == 0) | (position == 0)
         word_ids = before[np.maximum.accumulate(np.where(opens, np.arange(total), 0))]
         return cls(
             input_ids=torch.from_numpy(input_ids.astype(np.int64)),
-            segment_ids=torch.from_numpy((position >= np.repeat(pair_starts, lengths)).astype(np.int64)),
+            segment_ids=torch.from_numpy((texts - texts[first]) % 2),
             position_ids=torch.from_numpy(position),
             word_ids=torch.from_numpy(word_ids),
             char_counts=torch.from_numpy(chars),

@@ -1,39 +1,49 @@
-"""CLUE's text classification tasks: the embedded sample, the published files, or files of the same form."""
+"""CLUE's classification tasks: the embedded samples, the published files, the hub, or files of the same form."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from datamodules.corpus import (
-    BadRows,
-    DataError,
-    Row,
-    check_split,
-    content_fingerprint,
-    read_jsonl,
-    split_rows,
-    text_problem,
-)
-from datamodules.text import TextDataModule
+from datamodules.corpus import BadRows, DataError, Row, listed, shown, text_problem
+from datamodules.file_corpus import FileCorpus
+from datamodules.files import only_records, read_jsonl, read_values
+from datamodules.hub import download
+from datamodules.text import Split
 
 log = logging.getLogger(__name__)
 
 SAMPLES = Path(__file__).parent / "samples"
-SPLIT_FILES = {"train": "train.json", "val": "dev.json", "test": "test.json"}
+SAMPLED = ("tnews", "afqmc")
+# By split: CLUE's own names (OCNLI's largest training file has one of its own), and the hub's.
+SPLIT_FILES: dict[Split, tuple[str, ...]] = {
+    "train": ("train.json", "train.50k.json", "train-*.parquet"),
+    "val": ("dev.json", "validation-*.parquet"),
+    "test": ("test.json", "test-*.parquet"),
+}
+HUB_REPOSITORY = "clue/clue"
 NAME_KEYS = ("label_desc", "label_des")  # TNEWS and IFLYTEK spell it differently; some exports have both
-READER_VERSION = 1  # raise it when the same files give other rows than before: token caches go by it
+ID_KEYS = ("id", "idx")
+NO_AGREEMENT = "no agreement on the label"
 
 
 class Task(NamedTuple):
-    """Official label ids in order (TNEWS has no 105 and 111), and their names where the task fixes them."""
+    """What a task's records hold.
+
+    Attributes:
+        ids: official labels in order (TNEWS has no 105 and 111).
+        names: their names where the task fixes them.
+        keys: the keys of a record's text or texts.
+        dropped: labels that mean that the annotators did not agree.
+    """
 
     ids: tuple[str, ...]
-    names: tuple[str, ...] | None
+    names: tuple[str, ...] | None = None
+    keys: tuple[str, ...] = ("sentence",)
+    dropped: tuple[str, ...] = ()
 
 
 TNEWS = {
@@ -53,9 +63,16 @@ TNEWS = {
     "115": "news_agriculture",
     "116": "news_game",
 }
+PAIR = ("sentence1", "sentence2")
+# The hub writes a label that is missing as -1.
+INFERENCE = Task(("neutral", "entailment", "contradiction"), keys=PAIR, dropped=("-", "-1"))
 TASKS = {
     "tnews": Task(tuple(TNEWS), tuple(TNEWS.values())),
-    "iflytek": Task(tuple(str(number) for number in range(119)), None),
+    "iflytek": Task(tuple(str(number) for number in range(119))),
+    "afqmc": Task(("0", "1"), ("different", "same"), keys=PAIR),
+    "cmnli": INFERENCE,
+    "ocnli": INFERENCE,
+    "csl": Task(("0", "1"), ("wrong keywords", "right keywords"), keys=("abst", "keyword")),
 }
 
 
@@ -67,20 +84,18 @@ class Labels(NamedTuple):
     official: bool
 
 
-class CLUE(TextDataModule):
-    """CLUE (arXiv 2004.05986): TNEWS, news titles in 15 classes, and IFLYTEK, app descriptions in 119.
+class CLUE(FileCorpus):
+    """CLUE (arXiv 2004.05986): single texts (tnews, iflytek), pairs of sentences (afqmc, cmnli, ocnli), and
+    abstracts with keywords that are theirs or not (csl).
 
     Where files come from and how labels are read is told in conf/data/clue.yaml.
 
     Args:
-        task: `tnews` or `iflytek`.
-        source: `sample` (synthetic TNEWS titles, embedded), or a folder that holds `<task>/train.json` or
-            `train.json`.
-        train, val, test: files to use instead of the source's; with `source="sample"` they stand alone.
-        split: fractions that cut `train` into training, validation and, with a third one, test rows.
-        max_bad_rows: unusable rows of a file that are skipped; one more is a `DataError`.
-        tokenizer, max_length, tokens_per_batch, max_tokens_per_device, num_workers, cache_dir, seed: as in
-            `TextDataModule`; the seed also draws `split`.
+        task: one of CLUE's classification tasks.
+        source: `sample` (embedded, synthetic: tnews and afqmc), `hub`, or a folder that holds `<task>/train.json`,
+            `train.json`, or the hub's parquet files.
+        revision: of the hub's repository: a branch, a tag or a commit.
+        options: as of `FileCorpus`; with `source="sample"` named files stand alone.
 
     Raises:
         ValueError: an option's value cannot be used, or options contradict one another.
@@ -91,130 +106,126 @@ class CLUE(TextDataModule):
 
     def __init__(
         self,
-        task: Literal["tnews", "iflytek"] = "tnews",
+        task: Literal["tnews", "iflytek", "afqmc", "cmnli", "ocnli", "csl"] = "tnews",
         source: str = "sample",
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
-        split: list[Annotated[float, "0 < x < 1"]] | None = None,
-        tokenizer: dict | None = None,
-        max_length: Annotated[int, "x >= 4"] = 128,
-        tokens_per_batch: Annotated[int, "x >= 1"] = 2048,
-        max_tokens_per_device: Annotated[int, "x >= 1"] = 16384,
-        num_workers: Annotated[int, "x >= 0"] = 0,
-        max_bad_rows: Annotated[int, "x >= 0"] = 0,
-        cache_dir: str | None = None,
-        seed: int = 0,
+        revision: str | None = None,
+        **options: Any,
     ):
         if task not in TASKS:
             raise ValueError(f"task={task}: must be one of {', '.join(TASKS)}")
-        if isinstance(max_bad_rows, bool) or not isinstance(max_bad_rows, int) or max_bad_rows < 0:
-            raise ValueError(f"max_bad_rows={max_bad_rows}: must be a whole number, 0 or more")
-        check_split(split)
-        files = {"train": train, "val": val, "test": test}
-        named = {key: path for key, path in files.items() if path is not None}
-        _check_options(task, source, named, split)
-        super().__init__(
-            tokenizer=tokenizer,
-            max_length=max_length,
-            tokens_per_batch=tokens_per_batch,
-            max_tokens_per_device=max_tokens_per_device,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
-            seed=seed,
-        )
+        super().__init__(**options)
         self.task = task
         self.source = source
-        self.fractions = split
-        self.max_bad_rows = max_bad_rows
-        self.is_sample = source == "sample" and not named
-        self.files = {key: _existing_file(key, path) for key, path in named.items()}
-        if split is not None:
-            self.files |= dict.fromkeys(("val", "test")[: len(split) - 1], self.files["train"])
-        elif self.is_sample:
-            self.files = _folder_files(SAMPLES, task, named)
-        elif source != "sample":
-            self.files |= _folder_files(Path(source).expanduser(), task, named)
+        self.revision = revision
+        self.commit: str | None = None
+        self.is_sample = source == "sample" and not self.named
+        self._check_source()
+        if source != "hub":
+            self.files  # noqa: B018  (missing files are told at once)
         if self.is_sample:
             log.warning(f"THIS IS THE EMBEDDED SAMPLE, NOT A REAL CORPUS: {self.describe()['note']}")
 
     @cached_property
     def label_names(self) -> list[str]:
         """Names of the classes, in the order of their ids; the id itself where the files give no name."""
-        found = {key: self._labels(path) for key, path in self.files.items()}
-        labels = found["train"]
-        for key, other in found.items():
-            if other.ids != labels.ids or not labels.official and other.names != labels.names:
-                raise DataError(
-                    f"{self.files[key]} and {self.files['train']} number their labels in two ways (see the "
-                    "labels.json beside them): take all files from one publication of the corpus"
-                )
+        labels = self._labels(self.files["train"][0])
+        for paths in self.files.values():
+            for path in paths:
+                other = self._labels(path)
+                if other.ids != labels.ids or not labels.official and other.names != labels.names:
+                    raise DataError(
+                        f"{path} and {self.files['train'][0]} number their labels in two ways (see the "
+                        "labels.json beside them): take all files from one publication of the corpus"
+                    )
         return list(labels.names or self._names_in_rows(labels))
 
-    def read(self, split: Literal["train", "val", "test"]) -> Iterator[Row]:
-        """The rows of a split in file order; none where the corpus lacks it.
+    def source_files(self, wanted: tuple[Split, ...]) -> dict[Split, list[Path]]:
+        if self.source == "hub":
+            patterns = [f"{self.task}/{SPLIT_FILES[split][-1]}" for split in wanted]
+            way_out = f"data.source=/path/to/clue (a folder that holds {self.task}/train.json)"
+            snapshot = download(HUB_REPOSITORY, patterns, self.revision, way_out)
+            self.commit = snapshot.commit
+            return _folder_files(snapshot.folder, self.task, wanted)
+        if self.source != "sample":
+            return _folder_files(Path(self.source).expanduser(), self.task, wanted)
+        return _folder_files(SAMPLES, self.task, wanted) if self.is_sample else {}
 
-        Raises:
-            DataError: a file cannot be read, has too many bad rows or none that is good.
-        """
-        if split not in self.files:
-            return
-        if self.fractions is not None and split in self._parts():
-            rows = self._rows(self.files["train"], labelled=True)
-            yield from split_rows(rows, self.fractions, self.seed)[self._parts().index(split)]
-        else:
-            yield from self._rows(self.files[split], labelled=split != "test")
+    def row_options(self) -> tuple:
+        # What a labels.json beside a file says decides how its labels are read.
+        return (self.task, *(self._labels(paths[0]) for paths in self.files.values()))
 
-    def fingerprint(self, split: Literal["train", "val", "test"]) -> str:
-        """Names the rows that `read(split)` gives: file contents, and options that change or refuse rows."""
-        if split not in self.files:
-            return content_fingerprint([], READER_VERSION)
-        path = self.files[split]
-        labels_file = path.parent / "labels.json"
-        paths = [path, labels_file] if labels_file.is_file() else [path]
-        cut = (self.fractions, self.seed) if self.fractions is not None and split in self._parts() else None
-        return content_fingerprint(paths, READER_VERSION, self.task, split, cut, self.max_bad_rows)
+    def rows_of(self, path: Path, split: Split, bad_rows: BadRows) -> Iterator[Row | str]:
+        task, labels = TASKS[self.task], self._labels(path)
+        index_of = {label_id: index for index, label_id in enumerate(labels.ids)}
+        labelled = split != "test"
+        first_place: dict[Any, str] = {}
+        counts_from_zero: bool | None = None
+        for place, record in _records(path, bad_rows):
+            texts, problem = _texts(record, task, labelled)
+            problem = problem or _repeated(record, first_place, place)
+            written = record.get("label")
+            label = None
+            if (
+                problem is None
+                and labelled
+                and not isinstance(written, bool)
+                and str(written) in task.dropped
+            ):
+                yield NO_AGREEMENT
+                continue
+            if problem is None and (labelled or not _is_unlabelled(written, task)):
+                label, from_zero, problem = _label_index(written, labels, index_of, self.task)
+                if problem is None and counts_from_zero is None:
+                    counts_from_zero = from_zero
+                if problem is None and from_zero != counts_from_zero:
+                    problem = f"label {written!r} is of another numbering than the labels before it"
+                problem = problem or _contradiction(record, labels, label)
+            if problem is None:
+                yield Row(texts[0] if len(texts) == 1 else texts, label)
+            else:
+                bad_rows.add(path, place, problem)
 
     def describe(self) -> dict:
         """Where the rows come from, for the summary of a run."""
         if self.is_sample:
             note = (
-                "synthetic news titles that this project wrote, good for trying out and no more; "
-                "the real corpus: data.source=/path/to/clue (the folder that holds tnews/train.json)"
+                f"synthetic {'news titles' if self.task == 'tnews' else 'pairs of questions'} that this project "
+                f"wrote, good for trying out and no more; the real corpus: data.source=/path/to/clue (the folder "
+                f"that holds {self.task}/train.json) or data.source=hub"
             )
             return {"source": "sample", "task": self.task, "synthetic": True, "note": note}
-        files = {key: str(path) for key, path in self.files.items()}
-        source = files["train"] if self.source == "sample" else self.source
-        return {"source": source, "task": self.task, "synthetic": False, "files": files}
+        about = super().describe() | {"task": self.task}
+        if self.source != "sample":
+            about["source"] = self.source
+        return about | ({"revision": self.commit} if self.commit else {})
 
-    def _parts(self) -> tuple[str, ...]:
-        return ("train", "val", "test")[: len(self.fractions)]
-
-    def _rows(self, path: Path, labelled: bool) -> list[Row]:
-        # A list: a bad last row is told before the first row has been tokenized.
-        labels = self._labels(path)
-        index_of = {label_id: index for index, label_id in enumerate(labels.ids)}
-        bad_rows = BadRows(self.max_bad_rows)
-        rows: list[Row] = []
-        counts_from_zero: bool | None = None
-        for number, record in read_jsonl(path, bad_rows):
-            problem = _missing_key(record, labelled) or text_problem(record["sentence"])
-            label = None
-            if problem is None and (labelled or not _is_unlabelled(record.get("label"))):
-                label, from_zero, problem = _label_index(record["label"], labels, index_of, self.task)
-                if problem is None and counts_from_zero is None:
-                    counts_from_zero = from_zero
-                if problem is None and from_zero != counts_from_zero:
-                    problem = f"label {record['label']!r} is of another numbering than the labels before it"
-                problem = problem or _contradiction(record, labels, label)
-            if problem is None:
-                rows.append(Row(record["sentence"], label=label))
-            else:
-                bad_rows.add(path, number, problem)
-        bad_rows.finish()
-        if not rows:
-            raise DataError(f"{path}: not one good row")
-        return rows
+    def _check_source(self) -> None:
+        if not isinstance(self.source, str) or not self.source:
+            raise ValueError(
+                f"source={self.source}: must be `sample`, `hub`, or the folder that holds {self.task}/train.json"
+            )
+        if self.revision is not None and self.source != "hub":
+            raise ValueError(f"revision={self.revision}: is of the hub; add data.source=hub")
+        if self.fractions is not None:
+            if self.source != "sample":
+                raise ValueError(
+                    f"split={self.fractions}: cuts data.train alone; leave out data.source={self.source}"
+                )
+        elif self.source == "sample" and self.named:
+            remedies = {"train": "data.train=FILE", "val": "data.val=FILE or data.split=[0.9,0.1]"}
+            for key, remedy in remedies.items():
+                if key not in self.named:
+                    given, value = next(iter(self.named.items()))
+                    raise ValueError(
+                        f"{given}={value}: files stand alone, the sample is not mixed into them; "
+                        f"add {remedy}, or take the rest from a folder: data.source=/path/to/clue"
+                    )
+        elif self.source == "sample" and self.task not in SAMPLED:
+            raise ValueError(
+                f"task={self.task}: the embedded samples are {' and '.join(SAMPLED)}; give the real corpus: "
+                f"data.task={self.task} data.source=/path/to/clue (the folder that holds {self.task}/train.json) "
+                "or data.source=hub"
+            )
 
     def _labels(self, path: Path) -> Labels:
         task = TASKS[self.task]
@@ -223,12 +234,13 @@ class CLUE(TextDataModule):
             return Labels(task.ids, task.names, official=True)
         bad_rows = BadRows(self.max_bad_rows)
         listed: dict[str, str] = {}
-        for number, record in read_jsonl(file, bad_rows):
+        for place, record in read_jsonl(file, bad_rows):
             label = str(record.get("label", ""))
-            if not label.isdecimal() or label in listed:
-                bad_rows.add(file, number, f"the label {label!r} is no whole number, or occurs twice")
+            if not (label.isdecimal() or label in task.ids) or label in listed:
+                bad_rows.add(file, place, f"the label {label[:40]!r} is no whole number, or occurs twice")
             else:
-                listed[label] = next((str(record[key]) for key in NAME_KEYS if key in record), label)
+                names = [record[key] for key in NAME_KEYS if text_problem(record.get(key)) is None]
+                listed[label] = names[0] if names else label
         bad_rows.finish()
         if set(listed) <= set(task.ids):
             names = task.names or tuple(listed.get(label_id, label_id) for label_id in task.ids)
@@ -238,83 +250,82 @@ class CLUE(TextDataModule):
 
     def _names_in_rows(self, labels: Labels) -> list[str]:
         names: dict[str, str] = {}
-        for _, record in read_jsonl(self.files["train"], BadRows(self.max_bad_rows)):
-            for key in NAME_KEYS:
-                if isinstance(record.get(key), str):
-                    names.setdefault(str(record.get("label")), record[key])
+        for path in self.files["train"]:
+            for _, record in _records(path, BadRows(self.max_bad_rows)):
+                for key in NAME_KEYS:
+                    if text_problem(record.get(key)) is None:
+                        names.setdefault(str(record.get("label")), record[key])
         return [names.get(label_id, label_id) for label_id in labels.ids]
 
 
-def _check_options(task: str, source: str, named: dict[str, str], split: list[float] | None) -> None:
-    if not isinstance(source, str) or not source:
-        raise ValueError(f"source={source}: must be `sample`, or the folder that holds {task}/train.json")
-    if split is not None:
-        if "train" not in named:
-            raise ValueError(f"split={split}: cuts one file; name it: data.train=FILE")
-        if source != "sample":
-            raise ValueError(f"split={split}: cuts data.train alone; leave out data.source={source}")
-        for key in ("val", "test")[: len(split) - 1]:
-            if key in named:
-                raise ValueError(f"split={split}: cuts {key} rows out of data.train; leave out data.{key}=")
-    elif source == "sample" and named:
-        remedies = {"train": "data.train=FILE", "val": "data.val=FILE or data.split=[0.9,0.1]"}
-        for key, remedy in remedies.items():
-            if key not in named:
-                given = next(iter(named))
-                raise ValueError(
-                    f"{given}={named[given]}: files stand alone, the sample is not mixed into them; "
-                    f"add {remedy}, or take the rest from a folder: data.source=/path/to/clue"
-                )
-    elif source == "sample" and task != "tnews":
-        raise ValueError(
-            f"task={task}: the embedded sample has tnews only; give the real corpus: data.task={task} "
-            f"data.source=/path/to/clue (the folder that holds {task}/train.json)"
-        )
+def _records(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
+    # CLUE's files are JSON, whatever people call them; only the hub's have another form.
+    kind = "parquet" if path.suffix == ".parquet" else "json"
+    return only_records(path, read_values(path, bad_rows, kind), bad_rows)
 
 
-def _existing_file(option: str, path: str) -> Path:
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise DataError(f"{option}={path}: a directory; name a file, or take the folder: data.source={path}")
-    if not file.exists():
-        raise DataError(f"{option}={path}: no such file (seen from {Path.cwd()})")
-    return file
-
-
-def _folder_files(root: Path, task: str, named: dict[str, str]) -> dict[str, Path]:
-    """A folder's files for the splits that `named` does not give; only the test file may be missing."""
+def _folder_files(root: Path, task: str, wanted: tuple[Split, ...]) -> dict[Split, list[Path]]:
+    """A folder's files of the `wanted` splits; only the test files may be missing."""
     if not root.is_dir():
         what = "a file; name files by data.train= and data.val=" if root.exists() else "no such folder"
         raise DataError(
             f"source={root}: {what} (seen from {Path.cwd()}); "
-            f"it takes `sample`, or the folder that holds {task}/train.json"
+            f"it takes `sample`, `hub`, or the folder that holds {task}/train.json"
         )
     files = {}
-    for key, name in SPLIT_FILES.items():
-        if key in named:
-            continue
-        candidates = [root / folder / (name + ending) for folder in (task, "") for ending in ("", ".gz")]
-        file = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if file is not None:
-            files[key] = file
-        elif key != "test":
+    for split in wanted:
+        names = [name + ending for name in SPLIT_FILES[split] for ending in ("", ".gz")]
+        found = next(
+            (
+                paths
+                for folder in (root / task, root)
+                for name in names
+                if (paths := sorted(folder.glob(name)))
+            ),
+            None,
+        )
+        if found:
+            files[split] = found
+        elif split != "test":
+            name = SPLIT_FILES[split][0]
             raise DataError(
-                f"source={root}: no {name}; looked for {candidates[0]} and {candidates[2]} (or with .gz). "
-                f"Name the file: data.{key}=FILE, or cut one file: data.train=FILE data.split=[0.8,0.1,0.1]"
+                f"source={root}: no {name}; looked for {root / task / name} and {root / name} (or with .gz, or the "
+                f"hub's {SPLIT_FILES[split][-1]}). Name the file: data.{split}=FILE, or cut one file: "
+                "data.train=FILE data.split=[0.8,0.1,0.1]"
             )
     return files
 
 
-def _missing_key(record: dict[str, Any], labelled: bool) -> str | None:
-    for key in ("sentence", "label") if labelled else ("sentence",):
+def _texts(record: dict[str, Any], task: Task, labelled: bool) -> tuple[tuple[str, ...], str | None]:
+    """The record's text or texts, and what is wrong with them."""
+    for key in (*task.keys, "label") if labelled else task.keys:
         if key not in record:
-            return f"no key {key!r} (it has: {', '.join(map(repr, record)) or 'none'})"
+            return (), f"no key {key!r} (it has: {listed(map(repr, record)) or 'none'})"
+    texts = []
+    for key in task.keys:
+        text = record[key]
+        if key == "keyword" and isinstance(text, list) and all(isinstance(word, str) for word in text):
+            text = "；".join(text)
+        if (problem := text_problem(text)) is not None:
+            return (), problem if len(task.keys) == 1 else f"{key}: {problem}"
+        texts.append(text)
+    return tuple(texts), None
+
+
+def _repeated(record: dict[str, Any], first_place: dict[Any, str], place: str) -> str | None:
+    """An id that stands twice: a file that was joined from parts, or is in it twice."""
+    for key in ID_KEYS:
+        value = record.get(key)
+        if isinstance(value, (int, str)):
+            if (key, value) in first_place:
+                return f"{key} {value!r} stands on {first_place[key, value]} already"
+            first_place[key, value] = place
     return None
 
 
-def _is_unlabelled(label: Any) -> bool:
+def _is_unlabelled(label: Any, task: Task) -> bool:
     """-1 as the hub has it, null or nothing: a test row that keeps its label secret."""
-    return label in (None, -1, "-1", "") and not isinstance(label, bool)
+    return label in (None, -1, "-1", "", *task.dropped) and not isinstance(label, bool)
 
 
 def _label_index(
@@ -327,9 +338,8 @@ def _label_index(
             return index, False, None
         if labels.official and isinstance(label, int) and 0 <= label < len(labels.ids):
             return label, True, None
-    written = json.dumps(label, ensure_ascii=False)
-    problem = f"unknown label {written if len(written) <= 40 else written[:37] + '...'}"
-    if labels.official and isinstance(label, str) and label.isdecimal() and int(label) < len(labels.ids):
+    problem = f"unknown label {shown(label)}"
+    if labels.official and label in map(str, range(len(labels.ids))):
         return None, False, f"{problem}: only a labels.json beside the file can say what it stands for"
     return None, False, f"{problem} ({task} has {len(labels.ids)}, from {labels.ids[0]} to {labels.ids[-1]})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ import torch
 
 from datamodules.batch import TokenBatch
 from datamodules.build import build
-from datamodules.cache import cache_key, default_cache_dir, written_whole
+from datamodules.cache import cache_key, damaged, default_cache_dir, written_whole
 from datamodules.corpus import DataError, Row
+from datamodules.encoding import RowEncoder, Truncation
 from datamodules.plan import BatchPlan, PlannedLoader, PlannedRows, micro_batches
-from datamodules.store import FORMAT_VERSION, TokenStore, encode_rows, open_or_build
-from datamodules.tokenizers.base import Tokenizer, load_tokenizer
+from datamodules.store import FORMAT_VERSION, TokenStore, open_or_build
+from datamodules.tokenizers.base import Tokenizer, load_tokenizer, read_saved
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +41,21 @@ class TextDataModule(pl.LightningDataModule):
         tokens_per_batch: tokens of one optimiser step, over all devices and micro-batches.
         max_tokens_per_device: tokens that a device holds at a time; more micro-batches make up the rest.
         num_workers: processes that assemble batches; 0: the training process does it between steps.
+        num_proc: processes that tokenize; 1: this one.
         cache_dir: where token caches lie; None: `$XDG_CACHE_HOME/kexue-lightning` or `~/.cache/kexue-lightning`.
         seed: seed of the order of rows.
+        inspect: look at the corpus and report, instead of training on it (train.py does).
+
+    Attributes:
+        truncation: how rows longer than `max_length` are cut, see `RowEncoder`.
+        left_out: rows of a split's files that `read` did not give, by reason; complete when it is exhausted.
+        stores: the tokenized splits, after `setup`.
     """
 
     kind = "text"
     provides = frozenset({"text"})
     label_names: list[str] | None = None
+    truncation: Truncation = "longest"
 
     def __init__(
         self,
@@ -54,8 +64,10 @@ class TextDataModule(pl.LightningDataModule):
         tokens_per_batch: Annotated[int, "x >= 1"] = 2048,
         max_tokens_per_device: Annotated[int, "x >= 1"] = 16384,
         num_workers: Annotated[int, "x >= 0"] = 0,
+        num_proc: Annotated[int, "x >= 1"] = 1,
         cache_dir: str | None = None,
         seed: int = 0,
+        inspect: bool = False,
     ):
         super().__init__()
         if max_length < 4:
@@ -66,10 +78,13 @@ class TextDataModule(pl.LightningDataModule):
         self.tokens_per_batch = tokens_per_batch
         self.max_tokens_per_device = max_tokens_per_device
         self.num_workers = num_workers
+        self.num_proc = num_proc
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.seed = seed
+        self.inspect = inspect
+        self.left_out: dict[Split, Counter[str]] = {}
         self.stores: dict[Split, TokenStore] = {}
-        self._contents: dict[Split, tuple[str, str, str]] = {}
+        self._contents: dict[Split, tuple[object, ...]] = {}
 
     def read(self, split: Split) -> Iterator[Row]:
         """The rows of a split in a fixed order; none where the corpus lacks it."""
@@ -87,26 +102,47 @@ class TextDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         if self.stores:
             return
-        self._prepare_tokenizer()
+        self.prepare_tokenizer()
         for split in ("train", "val", "test"):
             self._store(split)
 
     def setup(self, stage: str | None = None) -> None:
         if self.stores:
             return
-        self._prepare_tokenizer()
+        self.prepare_tokenizer()
         self.stores = {split: self._store(split) for split in ("train", "val", "test")}
         if not len(self.stores["train"]):
             raise DataError(f"the corpus has no training rows ({self.describe()})")
         for split, store in self.stores.items():
             if len(store):
-                facts = store.facts
-                words = facts["num_tokens"] - 2 * facts["num_rows"]
-                log.info(
-                    f"{split}: {facts['num_rows']:,} rows, {facts['num_tokens']:,} tokens, "
-                    f"{facts['num_characters'] / max(words, 1):.2f} characters a token, "
-                    f"{facts['unknown_tokens'] / max(words, 1):.2%} [UNK], {facts['truncated_rows']:,} rows cut"
-                )
+                log.info(f"{split}: {_summary(store.facts)}")
+
+    def prepare_tokenizer(self) -> None:
+        """Give the tokenizer its vocabulary where it has none: from the cache, or from the training texts."""
+        if self.tokenizer is None:
+            raise ValueError("tokenizer=None: give one, or its options with _target_")
+        if self.tokenizer.built:
+            return
+        key = cache_key(self._content("train"), self.tokenizer.fingerprint)
+        directory = self.cache_dir / "vocabularies" / key
+        if directory.exists():
+            try:
+                self.tokenizer = load_tokenizer(directory)
+                if self.tokenizer.fingerprint != read_saved(directory)["fingerprint"]:
+                    raise ValueError("it is not the one that was saved")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise damaged("vocabulary", directory, error) from error
+            return
+        texts = (text for row in self.read("train") for text in row.texts)
+        try:
+            self.tokenizer.build(texts, processes=self.num_proc)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{self.describe()['source']}: {error}") from error
+        with written_whole(directory) as building:
+            self.tokenizer.save(building)
+        log.info(f"vocabulary: {self.tokenizer.vocab_size:,} entries built from the training split")
 
     @property
     def facts(self) -> dict:
@@ -166,38 +202,39 @@ class TextDataModule(pl.LightningDataModule):
             collate_fn=_as_it_is,
         )
 
-    def _prepare_tokenizer(self) -> None:
-        if self.tokenizer is None:
-            raise ValueError("tokenizer=None: give one, or its options with _target_")
-        if self.tokenizer.built:
-            return
-        key = cache_key(self._content("train"), self.tokenizer.fingerprint)
-        directory = self.cache_dir / "vocabularies" / key
-        if directory.exists():
-            self.tokenizer = load_tokenizer(directory)
-            return
-        self.tokenizer.build(text for row in self.read("train") for text in row[:2] if text is not None)
-        with written_whole(directory) as building:
-            self.tokenizer.save(building)
-        log.info(f"vocabulary: {self.tokenizer.vocab_size:,} entries built from the training split")
-
-    def _content(self, split: Split) -> tuple[str, str, str]:
+    def _content(self, split: Split) -> tuple[object, ...]:
         """What `read(split)` gives: the corpus' own fingerprint, and the code that reads it."""
         if split not in self._contents:
             cls = type(self)
-            code = hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
-            self._contents[split] = (f"{cls.__module__}.{cls.__qualname__}", code, self.fingerprint(split))
+            bases = [c for c in cls.__mro__ if issubclass(c, TextDataModule) and c is not TextDataModule]
+            code = [hashlib.sha256(Path(inspect.getfile(c)).read_bytes()).hexdigest() for c in bases]
+            name = f"{cls.__module__}.{cls.__qualname__}"
+            self._contents[split] = (name, *code, self.fingerprint(split))
         return self._contents[split]
 
     def _store(self, split: Split) -> TokenStore:
-        key = cache_key(self._content(split), self.tokenizer.fingerprint, self.max_length, FORMAT_VERSION)
+        key = cache_key(
+            self._content(split), self.tokenizer.fingerprint, self.max_length, self.truncation, FORMAT_VERSION
+        )
         return open_or_build(
             self.cache_dir / "tokens" / key,
             self.read(split),
-            self.tokenizer,
-            self.max_length,
+            RowEncoder(self.tokenizer, self.max_length, self.truncation),
             f"{split} split",
+            self.num_proc,
+            lambda: self.left_out.get(split, {}),
         )
+
+
+def _summary(facts: dict) -> str:
+    """A store's facts in a line."""
+    words = facts["num_tokens"] - facts["num_rows"] - facts["num_texts"]
+    line = (
+        f"{facts['num_rows']:,} rows, {facts['num_tokens']:,} tokens, "
+        f"{facts['num_characters'] / max(words, 1):.2f} characters a token, "
+        f"{facts['unknown_tokens'] / max(words, 1):.2%} [UNK], {facts['truncated_rows']:,} rows cut"
+    )
+    return line + "".join(f", left out {count:,} ({why})" for why, count in facts["left_out"].items())
 
 
 @dataclass
@@ -214,13 +251,13 @@ class TextInput:
 
     def encode(self, texts: list[str]) -> TokenBatch:
         """`[CLS] text [SEP]` rows, cut at `max_length`, as one batch; row ids count from 0."""
-        arrays, _ = encode_rows(self.tokenizer, [Row(text) for text in texts], self.max_length)
+        encoded = RowEncoder(self.tokenizer, self.max_length)([Row(text) for text in texts])
         return TokenBatch.from_numpy(
-            input_ids=arrays["tokens"],
-            lengths=arrays["lengths"],
-            char_counts=arrays["chars"],
-            word_starts=arrays["word_starts"],
-            pair_starts=arrays["pair_starts"],
+            input_ids=encoded.tokens,
+            lengths=encoded.lengths,
+            char_counts=encoded.chars,
+            word_starts=encoded.word_starts,
+            text_starts=encoded.text_starts,
             row_ids=np.arange(len(texts)),
         )
 

@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 from omegaconf import ListConfig, OmegaConf
 
 from datamodules.build import ALLOWED, build
-from datamodules.corpus import BadRows, DataError, read_jsonl, text_problem
+from datamodules.corpus import BadRows, DataError, text_problem
+from datamodules.files import read_jsonl, read_values
 from datamodules.text import TextInput
 from datamodules.tokenizers.base import load_tokenizer
 from launch.checkpoint_io import AtomicCheckpointIO
@@ -90,24 +91,17 @@ def read_texts(source: str | ListConfig) -> list[str]:
         raise DataError(
             f"predict.input={source}: no such file; for a text itself type \"predict.input=['{source}']\""
         )
-    elif source.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
-        bad = BadRows(0)
-        texts = []
-        for number, row in read_jsonl(Path(source).expanduser(), bad):
-            if (problem := text_problem(row.get("text"))) is not None:
-                bad.add(source, number, f"`text` {problem}")
-            else:
-                texts.append(row["text"])
-        bad.finish()
     else:
-        # Only a line feed ends a line: splitlines() would cut a text at U+2028.
-        try:
-            lines = Path(source).expanduser().read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"predict.input={source}: not UTF-8 ({error}); iconv -f GBK -t UTF-8 converts GBK"
-            ) from error
-        texts = [line.strip() for line in lines if line.strip()]
+        path, bad, texts = Path(source).expanduser(), BadRows(None), []
+        if source.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
+            for place, row in read_jsonl(path, bad):
+                if (problem := text_problem(row.get("text"))) is not None:
+                    bad.add(source, place, f"`text` {problem}")
+                else:
+                    texts.append(row["text"])
+        else:
+            texts = [line.strip() for _, line in read_values(path, bad, "txt")]
+        bad.finish()
     if not texts:
         raise DataError(f"predict.input={source}: holds no text")
     return texts

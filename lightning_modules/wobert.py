@@ -20,6 +20,9 @@ from datamodules.batch import TokenBatch
 from datamodules.build import build
 from datamodules.corpus import DataError
 from datamodules.text import TextInput
+from datamodules.tokenizers.expansion import row_sources
+from datamodules.tokenizers.vocabulary import read_source
+from datamodules.tokenizers.word import WordTokenizer
 from lightning_modules.base import Technique
 from lightning_modules.masking import Masking
 from lightning_modules.networks.text_encoder import TextEncoder
@@ -39,6 +42,10 @@ class WoBERT(Technique):
         backbone: a `TextEncoder`, or its options with `_target_`.
         optimizer, scheduler, seed: see `Technique`.
         init_from: a run, an export/, a Hugging Face directory or a hub name to start from.
+        expand_vocabulary: give the checkpoint of `init_from` the vocabulary of a `WordTokenizer` that adds so many
+            words to it; rows go by the tokens' text.
+        new_rows: "mean": a new word starts as the mean of its characters' rows, as the article; "random": as
+            transformers draws rows.
         mask_rate: share of the tokens to predict.
         mask_token_rate, random_token_rate: shares of those that are replaced by [MASK] and by a random id.
         whole_word_masking: draw words of the segmenter instead of tokens.
@@ -75,6 +82,8 @@ class WoBERT(Technique):
         optimizer: dict | None = None,
         scheduler: dict | None = None,
         init_from: str | None = None,
+        expand_vocabulary: Annotated[int, "x >= 1"] | None = None,
+        new_rows: Literal["mean", "random"] = "mean",
         mask_rate: Annotated[float, "0 < x < 1"] = 0.15,
         mask_token_rate: Annotated[float, "0 <= x <= 1"] = 0.8,
         random_token_rate: Annotated[float, "0 <= x <= 1"] = 0.1,
@@ -93,6 +102,11 @@ class WoBERT(Technique):
             raise ValueError(
                 f"mask_token_rate={mask_token_rate}, random_token_rate={random_token_rate}: must add up to at most 1"
             )
+        if expand_vocabulary is not None and init_from is None:
+            raise ValueError(
+                f"expand_vocabulary={expand_vocabulary}: needs the weights of a checkpoint, model.init_from=RUN; "
+                "from scratch type tokenizer.add_words"
+            )
         if init_from is not None and (optimizer or {}).get("lr", 0) > HIGH_LEARNING_RATE:
             log.warning(
                 f"model.optimizer.lr={optimizer['lr']} is a rate for training from scratch; for the weights of "
@@ -107,12 +121,36 @@ class WoBERT(Technique):
 
     def check_corpus(self, datamodule: Any) -> None:
         super().check_corpus(datamodule)
+        self._check_expansion(datamodule.tokenizer)
         reach = self.network.longest_row
         if reach is not None and datamodule.max_length > reach:
             raise ValueError(
                 f"data.max_length={datamodule.max_length}: the model's positions reach {reach} tokens "
                 "(model.backbone.max_position_embeddings)"
             )
+
+    def _check_expansion(self, tokenizer: Any) -> None:
+        """Whether the tokenizer's ids will be the weights'."""
+        wanted, init_from = self.hparams.expand_vocabulary, self.hparams.init_from
+        added = getattr(tokenizer, "add_words", None)
+        if init_from is not None and added is not None and added != wanted:
+            raise ValueError(
+                f"model.expand_vocabulary={wanted}: with tokenizer.add_words={added} there are ids that the weights of "
+                f"init_from lack; type model.expand_vocabulary={added} and leave tokenizer.add_words alone"
+            )
+        if wanted is None:
+            return
+        if not isinstance(tokenizer, WordTokenizer):
+            raise ValueError(
+                f"model.expand_vocabulary={wanted}: {type(tokenizer).__name__} adds no words; type tokenizer=word"
+            )
+        if added is None and tokenizer.built:  # a vocabulary that was made before
+            lacking = len(set(tokenizer.vocab) - set(read_source(init_from).vocab))
+            if lacking != wanted:
+                raise ValueError(
+                    f"model.expand_vocabulary={wanted}: the tokenizer has {lacking} tokens that init_from lacks; "
+                    f"type model.expand_vocabulary={lacking}"
+                )
 
     # Lightning calls this when the DataModule is set up, and again when a checkpoint is loaded.
     def configure_model(self) -> None:
@@ -124,7 +162,10 @@ class WoBERT(Technique):
             options.facts = data.facts
         facts = options.facts
         if self.network.model is None:
-            self.network.build(facts["vocab_size"], facts["pad_id"])
+            rows = None
+            if data is not None and options.expand_vocabulary is not None:
+                rows = row_sources(options.init_from, data.tokenizer, options.new_rows)
+            self.network.build(facts["vocab_size"], facts["pad_id"], rows)
             options.network_config = self.network.config.to_dict()
         self.masking = Masking(
             vocab_size=facts["vocab_size"],

@@ -74,5 +74,5 @@ def test_texts_of_files(benchmark, tmp_path):
     assert len(read_texts(None)) == 4000
     with pytest.raises(DataError, match="sentence"):
         read_texts([str(tmp_path / "c.jsonl")])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_texts([str(tmp_path / "none.txt")])

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.tokenizers.builders import Origin
 from datamodules.tokenizers.segment import Segmenter
 from datamodules.tokenizers.wordpiece import ALONE, DROPPED, KINDS, PLAIN, PRIVATE, normalize
 
@@ -84,6 +85,11 @@ class Tokenizer(ABC):
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 
     @property
+    def origin(self) -> Origin:
+        """Where the vocabulary's entries come from, as far as that is known."""
+        return Origin(self.vocab_size)
+
+    @property
     @abstractmethod
     def built(self) -> bool:
         """Whether there is a vocabulary; where not, `build` must be called once before anything else."""
@@ -96,7 +102,7 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def build(self, texts: Iterable[str], progress: bool = True) -> None:
+    def build(self, texts: Iterable[str], progress: bool = True, processes: int = 1) -> None:
         """Make the vocabulary from the training texts. Raises ValueError where there already is one."""
 
     @abstractmethod
@@ -218,9 +224,10 @@ def read_saved(directory: str) -> dict[str, Any] | None:
     return saved
 
 
-def write_saved(tokenizer: Tokenizer, directory: str, options: dict[str, Any]) -> None:
-    """Note class and constructor options of `tokenizer` in `directory`."""
-    saved = {"class": type(tokenizer).__name__, "options": options, "fingerprint": tokenizer.fingerprint}
+def write_saved(tokenizer: Tokenizer, directory: str, options: dict[str, Any], **notes: Any) -> None:
+    """Note class and constructor options of `tokenizer` in `directory`, and what else is worth knowing."""
+    made_by = {"class": type(tokenizer).__name__, "options": options, "fingerprint": tokenizer.fingerprint}
+    saved = {**made_by, **notes}
     file = Path(directory) / SAVED_NAME
     file.write_text(json.dumps(saved, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

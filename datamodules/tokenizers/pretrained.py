@@ -83,7 +83,7 @@ class PretrainedTokenizer(Tokenizer):
             type(self).__name__, type(self._stock).__name__, *map(_state, parts), self.segmenter.name
         )
 
-    def build(self, texts: Iterable[str], progress: bool = True) -> None:
+    def build(self, texts: Iterable[str], progress: bool = True, processes: int = 1) -> None:
         raise ValueError(f"name={self.name}: a pretrained tokenizer brings its vocabulary")
 
     def encode_batch(self, texts: Sequence[str]) -> Encodings:

@@ -4,6 +4,7 @@ given.
 
 import logging
 import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 from datamodules.tokenizers.wordpiece import normalize
 
 _LOG = logging.getLogger(__name__)
-# jieba looks words up in runs of these characters only: an entry with any other can never come out.
-_JIEBA_RUN = re.compile(r"[\u4E00-\u9FD5a-zA-Z0-9+#&._%\-]+")
+#: jieba looks words up in runs of these characters only: an entry with any other can never come out.
+JIEBA_RUN = re.compile(r"[\u4E00-\u9FD5a-zA-Z0-9+#&._%\-]+")
 
 
-def read_user_dict(path: str) -> str:
+def read_user_dict(path: str, option: str = "user_dict") -> str:
     """The text of a user dictionary, checked line by line: `word`, `word count` or `word count tag`.
 
     Raises ValueError naming the file, the line and the way out.
@@ -23,12 +24,12 @@ def read_user_dict(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(
-            f"user_dict={path}: no such file; name a text file with one `word [count [tag]]` a line"
+            f"{option}={path}: no such file; name a text file with one `word [count [tag]]` a line"
         )
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"user_dict={path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise ValueError(f"{option}={path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
     never = []
     words = 0
     for number, line in enumerate(text.splitlines(), 1):
@@ -38,16 +39,17 @@ def read_user_dict(path: str) -> str:
         words += 1
         if len(fields) > 3 or (len(fields) > 1 and not fields[1].isdecimal()):
             raise ValueError(
-                f"user_dict={path}: line {number}, {line.strip()!r}: expected `word`, `word count` "
+                f"{option}={path}: line {number}, {line.strip()!r}: expected `word`, `word count` "
                 "or `word count tag`"
             )
-        if not _JIEBA_RUN.fullmatch(normalize(fields[0], True)[0]):
+        if not JIEBA_RUN.fullmatch(normalize(fields[0], True)[0]):
             never.append(f"{fields[0]} (line {number})")
     if not words:
-        raise ValueError(f"user_dict={path}: holds no word")
+        raise ValueError(f"{option}={path}: holds no word")
     if never:
         _LOG.warning(
-            "user_dict=%s: jieba never yields words with such characters: %s%s",
+            "%s=%s: jieba never yields words with such characters: %s%s",
+            option,
             path,
             ", ".join(never[:5]),
             f" and {len(never) - 5} more" if len(never) > 5 else "",
@@ -80,6 +82,18 @@ class Segmenter:
         if self._engine is None:
             self._engine = self._load()
         return self._engine(text)
+
+    def yielding(self, words: Iterable[str]) -> "Segmenter":
+        """This segmenter, or one whose user dictionary has, on top, those of `words` that this one cuts into
+        parts.
+
+        Without counts: jieba then takes the frequency at which a word comes out whole.
+        """
+        lacking = [word for word in words if self.cut(word) != [word]]
+        if not lacking:
+            return self
+        lines = [*(self.user_dict or "").splitlines(), *lacking]
+        return Segmenter("\n".join(lines) + "\n", self.lowercase)
 
     def _load(self) -> Any:
         if self.user_dict is None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.parallel import map_chunks
 from datamodules.tokenizers.base import (
     SAVED_USER_DICT,
     Encodings,
@@ -25,6 +26,13 @@ from datamodules.tokenizers.base import (
     trace,
     write_saved,
 )
+from datamodules.tokenizers.builders import (
+    SPECIAL_TOKENS,
+    Origin,
+    choose_characters,
+    choose_words,
+    new_words,
+)
 from datamodules.tokenizers.segment import Segmenter, read_user_dict
 from datamodules.tokenizers.wordpiece import (
     ALONE,
@@ -32,14 +40,12 @@ from datamodules.tokenizers.wordpiece import (
     KINDS,
     PLAIN,
     PRIVATE,
-    basic_tokens,
     join_tokens,
     normalize,
     normalize_char,
     wordpiece,
 )
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 
 #: Where every stock class of Hugging Face differs from ours: Rust's tables against Python's.
@@ -104,56 +110,19 @@ def check_vocabulary(tokens: list[str], where: str) -> None:
         )
 
 
-def choose_vocabulary(words: Counter[str], min_count: int, max_size: int, word_maxlen: int) -> list[str]:
-    """A vocabulary from counted words: special tokens, then characters, then whole words.
+class Source(NamedTuple):
+    """What lies where `init_from` leads."""
 
-    Characters (and `##x` for those inside a run of letters) and words of 2 to `word_maxlen` characters are
-    taken when counted `min_count` times, both by falling count, then by text. ASCII letters and digits that
-    occur are taken in both forms whatever their count, so that no Latin word is [UNK]. Where `max_size` is
-    short, words go first.
-    """
-    chars: Counter[str] = Counter()
-    for word, count in words.items():
-        for token in basic_tokens(word, 0, len(word), (DROPPED, PRIVATE)):
-            chars[word[token[0]]] += count
-            for index in token[1:]:
-                chars["##" + word[index]] += count
-    needed = set()
-    for char in {token.removeprefix("##") if len(token) == 3 else token for token in chars}:
-        if char.isascii() and char.isalnum():
-            needed.update((char, "##" + char))
-
-    def rank(counts: Counter[str]) -> Callable[[str], tuple[int, str]]:
-        return lambda token: (-counts[token], token)
-
-    room = max_size - len(SPECIAL_TOKENS)
-    frequent = sorted((t for t, n in chars.items() if n >= min_count and t not in needed), key=rank(chars))
-    taken = sorted(needed, key=rank(chars))[:room]
-    taken = sorted(taken + frequent[: room - len(taken)], key=rank(chars))
-    whole = [
-        word
-        for word, count in words.items()
-        if count >= min_count
-        and 1 < len(word) <= word_maxlen
-        and all(KINDS[c] in (PLAIN, ALONE) for c in word)
-    ]
-    # A character's `##x` and the word `##x` are the same token.
-    known = {*SPECIAL_TOKENS, *taken}
-    whole = sorted((word for word in whole if word not in known), key=rank(words))
-    return [*SPECIAL_TOKENS, *taken, *whole[: room - len(taken)]]
-
-
-class _Source(NamedTuple):
     vocab: list[str]
     saved: dict[str, Any] | None
     user_dict: str | None  # text of the dictionary
 
 
-def read_source(init_from: str) -> _Source:
+def read_source(init_from: str) -> Source:
     """Vocabulary, our notes and user dictionary of what `init_from` may name."""
     where = resolve_pretrained(init_from)
     if not Path(where).is_dir():
-        return _Source(read_vocabulary(_download_vocabulary(where), "init_from"), None, None)
+        return Source(read_vocabulary(_download_vocabulary(where), "init_from"), None, None)
     files = [Path(where) / name for name in ("vocab.txt", "tokenizer.json")]
     file = next((f for f in files if f.is_file()), None)
     if file is None:
@@ -161,7 +130,7 @@ def read_source(init_from: str) -> _Source:
     user_dict = Path(where) / SAVED_USER_DICT
     saved = read_saved(where)
     ours = saved is not None and user_dict.is_file()
-    return _Source(
+    return Source(
         read_vocabulary(str(file), "init_from"), saved, user_dict.read_text("utf-8") if ours else None
     )
 
@@ -271,6 +240,7 @@ class VocabularyTokenizer(Tokenizer):
         self.max_size = max_size
         dictionary = None if user_dict is None else read_user_dict(user_dict)
         tokens: list[str] | None = None
+        origin: Origin | None = None
         if isinstance(vocab, str):
             tokens = read_vocabulary(vocab)
         elif vocab is not None:
@@ -280,28 +250,39 @@ class VocabularyTokenizer(Tokenizer):
             source = read_source(init_from)
             self._check_source(init_from, source.saved)
             tokens = source.vocab
+            if source.saved is not None and "origin" in source.saved:
+                origin = Origin(**source.saved["origin"])
             dictionary = dictionary or source.user_dict
         self.segmenter = Segmenter(dictionary, lowercase)
         self.vocab = []
         self.index: dict[str, int] = {}
+        self._origin: Origin | None = None
         self._forget()
         if tokens is not None:
-            self.set_vocabulary(tokens)
+            self._start_from(tokens, origin)
 
     def _check_source(self, init_from: str, saved: dict[str, Any] | None) -> None:
         if saved is None:
             return
-        made_by, own = saved["class"], type(self).__name__
-        if made_by != own:
-            group = made_by.removesuffix("Tokenizer").lower()
+        if not self._takes_over(saved["class"]):
+            group = saved["class"].removesuffix("Tokenizer").lower()
             raise ValueError(
-                f"init_from={init_from}: was made with {made_by}, not {own}; type tokenizer={group}"
+                f"init_from={init_from}: was made with {saved['class']}, not {type(self).__name__}; type "
+                f"tokenizer={group}{self._other_way_out(saved['class'])}"
             )
         if saved["options"]["lowercase"] != self.lowercase:
             other = saved["options"]["lowercase"]
             raise ValueError(
                 f"lowercase={self.lowercase}: {init_from} was made with tokenizer.lowercase={other}"
             )
+
+    def _takes_over(self, made_by: str) -> bool:
+        """Whether the vocabulary of a checkpoint that this class of ours made can be this one's."""
+        return made_by == type(self).__name__
+
+    def _other_way_out(self, made_by: str) -> str:
+        """What else can be typed where `_takes_over` says no."""
+        return ""
 
     @classmethod
     def from_saved(cls, directory: str, options: dict[str, Any]) -> Tokenizer:
@@ -313,12 +294,21 @@ class VocabularyTokenizer(Tokenizer):
     def built(self) -> bool:
         return bool(self.vocab)
 
-    def set_vocabulary(self, tokens: list[str]) -> None:
-        """Take `tokens` (a cached result of `build`) as the vocabulary; ValueError where there is one."""
+    @property
+    def origin(self) -> Origin:
+        return self._origin or super().origin
+
+    def _start_from(self, tokens: list[str], origin: Origin | None) -> None:
+        """Take or change the vocabulary that `vocab` or `init_from` gives, made as `origin` says."""
+        self.set_vocabulary(tokens, origin)
+
+    def set_vocabulary(self, tokens: list[str], origin: Origin | None = None) -> None:
+        """Take `tokens` as the vocabulary; ValueError where there is one."""
         if self.built:
             raise ValueError(f"vocab: there already is one of {len(self.vocab)} tokens")
         check_vocabulary(tokens, "vocab")
         self.vocab = list(tokens)
+        self._origin = origin
         self.index = {token: i for i, token in enumerate(self.vocab)}
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self.index[t] for t in SPECIAL_TOKENS
@@ -329,33 +319,54 @@ class VocabularyTokenizer(Tokenizer):
         self._memo: _Memo | None = None
         self._table: _NormalTable | None = None
 
-    def build(self, texts: Iterable[str], progress: bool = True) -> None:
-        """Make the vocabulary by `choose_vocabulary` from the words of `texts`.
+    def build(self, texts: Iterable[str], progress: bool = True, processes: int = 1) -> None:
+        """Make the vocabulary from the words of `texts`: special tokens, characters, whole words.
 
-        A bar is shown on a terminal, or for more than 100,000 texts.
+        A bar is shown on a terminal, or for more than 100,000 texts. `processes` count (see `map_chunks`).
         """
         if self.built:
             raise ValueError(f"vocab: there already is one of {len(self.vocab)} tokens")
         words: Counter[str] = Counter()
-        for chunk in _chunks(_with_bar(texts, progress)):
-            plain = [_SPECIAL.sub(" ", text) for text in chunk]
-            lines = self._normal_lines(plain).split("\n")
-            for i, line in enumerate(lines):
-                if "\0" in line:
-                    lines[i] = normalize(plain[i], self.lowercase)[0].replace("\n", " ")
-            words.update(self._words("\n".join(lines)))
-        tokens = choose_vocabulary(words, self.min_count, self.max_size, self.word_maxlen)
-        if len(tokens) == len(SPECIAL_TOKENS):
+        for counted in map_chunks(self._count, _chunks(_with_bar(texts, progress)), processes):
+            words.update(counted)
+        self._choose(words)
+
+    def _count(self, texts: list[str]) -> Counter[str]:
+        plain = [_SPECIAL.sub(" ", text) for text in texts]
+        lines = self._normal_lines(plain).split("\n")
+        for i, line in enumerate(lines):
+            if "\0" in line:
+                lines[i] = normalize(plain[i], self.lowercase)[0].replace("\n", " ")
+        return Counter(self._words("\n".join(lines)))
+
+    def _choose(self, words: Counter[str]) -> None:
+        """Make the vocabulary from counted words; where `max_size` is short, words go before characters."""
+        tokens = choose_characters(words, self.min_count, self.max_size)
+        ranked = choose_words(words, self.min_count, self.word_maxlen)
+        self._append(
+            tokens, ranked, self.max_size - len(tokens), Origin(len(tokens), words="corpus", base="texts")
+        )
+
+    def _append(self, tokens: list[str], ranked: Iterable[str], limit: int, origin: Origin) -> None:
+        """Take `tokens` as the vocabulary and, behind them, the first `limit` of the `ranked` words that they lack."""
+        # A character's `##x` and the word `##x` are the same token.
+        added = new_words(ranked, set(tokens), limit)
+        if len(tokens) + len(added) == len(SPECIAL_TOKENS):
             raise ValueError(f"vocab: the texts hold nothing that occurs min_count={self.min_count} times")
-        self.set_vocabulary(tokens)
+        self.set_vocabulary(tokens + added, origin._replace(added=len(added)))
 
     @property
     def fingerprint(self) -> str:
-        made_of = self.vocab if self.built else (self.min_count, self.max_size)
+        made_of = self.vocab if self.built else self._recipe
         segmenter = (self.segmenter.name, self.segmenter.user_dict)
         return fingerprint_of(
             type(self).__name__, self.lowercase, made_of, segmenter, unicodedata.unidata_version
         )
+
+    @property
+    def _recipe(self) -> tuple[Any, ...]:
+        """What `build` goes by."""
+        return self.min_count, self.max_size
 
     # One text, exactly
 
@@ -516,7 +527,7 @@ class VocabularyTokenizer(Tokenizer):
         (folder / "vocab.txt").write_bytes("".join(token + "\n" for token in self.vocab).encode("utf-8"))
         if self.segmenter.user_dict is not None:
             (folder / SAVED_USER_DICT).write_bytes(self.segmenter.user_dict.encode("utf-8"))
-        write_saved(self, directory, {"lowercase": self.lowercase})
+        write_saved(self, directory, {"lowercase": self.lowercase}, origin=self.origin._asdict())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_memo": None, "_table": None}

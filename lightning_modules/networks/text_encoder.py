@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForMaskedLM, BertConfig
 from transformers.utils import logging as transformers_logging
 
 from datamodules.batch import TokenBatch
 from datamodules.tokenizers.base import resolve_pretrained
+from datamodules.tokenizers.expansion import RowSources
 from lightning_modules.networks import attention as unpadded
 
 log = logging.getLogger(__name__)
@@ -85,8 +87,12 @@ class TextEncoder(nn.Module):
         """Tokens that the positions reach; None where they have no limit."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    def build(self, vocab_size: int, pad_id: int) -> None:
+    def build(self, vocab_size: int, pad_id: int, rows: RowSources | None = None) -> None:
         """Make the weights, once.
+
+        Args:
+            vocab_size, pad_id: of the tokenizer.
+            rows: gives the checkpoint of `init_from` the tokenizer's vocabulary: which old rows make each new one.
 
         Raises:
             ValueError: a checkpoint's vocabulary is smaller than the tokenizer's, its head is of an unknown form, or
@@ -96,17 +102,20 @@ class TextEncoder(nn.Module):
         # load a checkpoint. The weights are made here and moved with the module.
         with torch.device("cpu"):
             self.model = self._make(vocab_size, pad_id)
+            if self._head is None:
+                name = type(self.model).__name__
+                raise ValueError(f"init_from={self.init_from}: {name} has no head `cls` or `lm_head`")
+            if rows is not None:
+                self._change_vocabulary(rows, pad_id)
             # transformers loads in evaluation mode, and Lightning keeps the mode it finds: dropout would stay off.
             self.model.train()
             self.config = self.model.config
             if vocab_size > self.config.vocab_size:
                 raise ValueError(
                     f"init_from={self.init_from}: the model knows {self.config.vocab_size} ids, the tokenizer gives "
-                    f"{vocab_size}; use the checkpoint's own vocabulary (leave tokenizer.vocab alone)"
+                    f"{vocab_size}; use the checkpoint's own vocabulary (leave tokenizer.vocab alone) or "
+                    "model.expand_vocabulary"
                 )
-            if self._head is None:
-                name = type(self.model).__name__
-                raise ValueError(f"init_from={self.init_from}: {name} has no head `cls` or `lm_head`")
             self.attention = self._choose_attention(self.wanted_attention)
 
     def _make(self, vocab_size: int, pad_id: int) -> nn.Module:
@@ -120,6 +129,45 @@ class TextEncoder(nn.Module):
             names = sorted(report["missing_keys"])
             log.warning(f"init_from={self.init_from}: not in the checkpoint, hence new: {names}")
         return model
+
+    @torch.no_grad()
+    def _change_vocabulary(self, rows: RowSources, pad_id: int) -> None:
+        """Input embeddings, the decoder (tied or not) and its bias, each by the same rule.
+
+        Rows without a source are drawn as transformers draws new ones, their biases are zero.
+        """
+        ids = torch.from_numpy(rows.ids)
+        offsets = torch.from_numpy(rows.counts.cumsum() - rows.counts)
+        fresh = torch.from_numpy(rows.counts == 0)
+        known = len(self.model.get_input_embeddings().weight)
+        if ids.max() >= known:
+            raise ValueError(
+                f"init_from={self.init_from}: its vocabulary names id {ids.max()}, its weights have {known} rows"
+            )
+        if (pad := int(ids[offsets[pad_id]])) != pad_id:
+            # Some architectures count positions from it.
+            raise ValueError(
+                f"init_from={self.init_from}: its padding has id {pad}, which would become {pad_id}; type "
+                "tokenizer.simplify=false"
+            )
+
+        def tables() -> list[Tensor]:
+            inputs, outputs = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+            bias = getattr(outputs, "bias", None)
+            return [inputs.weight, outputs.weight, *([] if bias is None else [bias])]
+
+        def taken_over(old: Tensor) -> Tensor:
+            # Zeros where there is no source.
+            new = F.embedding_bag(ids, old.reshape(known, -1), offsets, mode="mean")
+            if old.ndim > 1:
+                new[fresh] = torch.randn(int(fresh.sum()), new.shape[1]) * self.config.initializer_range
+            return new.reshape(-1, *old.shape[1:])
+
+        new = [taken_over(old) for old in tables()]
+        # It keeps tied weights tied. Without a multiple it would speak of tensor cores each time.
+        self.model.resize_token_embeddings(len(rows.counts), pad_to_multiple_of=1, mean_resizing=False)
+        for table, values in zip(tables(), new, strict=True):
+            table.copy_(values)
 
     def forward(self, batch: TokenBatch, input_ids: Tensor | None = None) -> Tensor:
         """The last layer's states [T, H]; `input_ids` [T] stand in for the batch's own."""
@@ -231,7 +279,7 @@ class TextEncoder(nn.Module):
             lengths=np.array([3, 4]),
             char_counts=np.ones(7),
             word_starts=np.ones(7, dtype=bool),
-            pair_starts=np.array([3, 4]),
+            text_starts=np.zeros(7, dtype=bool),
             row_ids=np.arange(2),
         ).to(device)
         return self._unpadded(batch, batch.input_ids)

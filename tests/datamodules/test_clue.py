@@ -7,6 +7,8 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from datamodules.clue import CLUE, TASKS
@@ -163,6 +165,85 @@ def test_iflytek(root):
     assert len(corpus.label_names) == 119 and corpus.label_names[7] == "家政" and corpus.label_names[8] == "8"
 
 
+PAIR = {"sentence1": "借款能提前还吗", "sentence2": "可以提前还款吗"}
+CSL = {"id": 1, "abst": "本文研究短期电力负荷预测。", "keyword": ["电力", "负荷预测"], "label": "1"}
+
+
+@pytest.mark.parametrize("labels, indices", [(["0", "1"], [0, 1]), ([1, 0], [1, 0])])
+def test_afqmc(tmp_path, labels, indices):
+    rows = [{**PAIR, "label": label} for label in labels]
+    write(tmp_path / "afqmc/train.json", rows)
+    write(tmp_path / "afqmc/dev.json", rows)
+    write(tmp_path / "afqmc/test.json", [{"id": 0, **PAIR}])
+    corpus = CLUE(task="afqmc", source=str(tmp_path))
+    assert list(corpus.read("train")) == [Row(tuple(PAIR.values()), label) for label in indices]
+    assert list(corpus.read("test")) == [Row(tuple(PAIR.values()))]
+    assert corpus.label_names == ["different", "same"]
+
+
+@pytest.mark.parametrize("task", ["cmnli", "ocnli"])
+@pytest.mark.parametrize("name", ["train.json", "train.50k.json"])
+def test_inference_drops_and_counts_rows_without_agreement(tmp_path, task, name):
+    write(
+        tmp_path / name,
+        [{**PAIR, "label": label} for label in ("entailment", "-", "neutral", "contradiction")],
+    )
+    write(tmp_path / "dev.json", [{**PAIR, "label": label} for label in (2, -1)])
+    write(tmp_path / "test.json", [{**PAIR, "label": "-"}])
+    corpus = CLUE(task=task, source=str(tmp_path))
+    assert labels_read(corpus) == [1, 0, 2] and labels_read(corpus, "val") == [2]
+    assert corpus.left_out["train"] == corpus.left_out["val"] == {"no agreement on the label": 1}
+    assert labels_read(corpus, "test") == [None] and corpus.left_out["test"] == {}
+    assert corpus.label_names == ["neutral", "entailment", "contradiction"]
+
+
+def test_csl_is_an_abstract_and_its_keywords(tmp_path):
+    write(tmp_path / "csl/train.json", [CSL, {**CSL, "id": 2, "label": "0"}])
+    write(tmp_path / "csl/dev.json", [{**CSL, "keyword": "电力"}])
+    corpus = CLUE(task="csl", source=str(tmp_path))
+    assert list(corpus.read("train"))[0] == Row(("本文研究短期电力负荷预测。", "电力；负荷预测"), 1)
+    assert list(corpus.read("val")) == [Row(("本文研究短期电力负荷预测。", "电力"), 1)]
+
+
+@pytest.mark.parametrize(
+    "task, row, reason",
+    [
+        ("afqmc", {"sentence1": "问", "label": "0"}, "no key 'sentence2' (it has: 'sentence1', 'label')"),
+        ("afqmc", {**PAIR, "sentence2": "", "label": "0"}, "sentence2: empty text"),
+        ("afqmc", {**PAIR, "label": "2"}, 'unknown label "2" (afqmc has 2, from 0 to 1)'),
+        ("ocnli", {**PAIR, "label": "0"}, 'unknown label "0": only a labels.json'),
+        ("csl", {**CSL, "keyword": []}, "keyword: empty text"),
+        ("csl", {**CSL, "keyword": ["a", None]}, 'keyword: no text but list ["a", null]'),
+        ("csl", {**CSL, "id": 7}, "id 7 stands on line 1 already"),
+    ],
+)
+def test_a_bad_row_of_the_other_tasks(tmp_path, task, row, reason):
+    good = {"afqmc": {**PAIR, "label": "0"}, "ocnli": {**PAIR, "label": "neutral"}, "csl": {**CSL, "id": 7}}[
+        task
+    ]
+    write(tmp_path / "train.json", [good, row])
+    write(tmp_path / "dev.json", [good])
+    with pytest.raises(DataError) as caught:
+        list(CLUE(task=task, source=str(tmp_path)).read("train"))
+    assert f"train.json, line 2: {reason}" in str(caught.value)
+
+
+def test_the_hubs_files_in_a_folder(tmp_path):
+    rows = [{"sentence": f"第{n}条新闻", "label": n % 15, "idx": n} for n in range(40)]
+    parts = {
+        "train-00000-of-00002": rows[:20],
+        "train-00001-of-00002": rows[20:],
+        "validation-00000-of-00001": rows[:5],
+        "test-00000-of-00001": [{**rows[0], "label": -1}],
+    }
+    (tmp_path / "tnews").mkdir()
+    for name, part in parts.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), tmp_path / "tnews" / f"{name}.parquet")
+    corpus = CLUE(source=str(tmp_path))
+    assert labels_read(corpus) == [n % 15 for n in range(40)] and labels_read(corpus, "test") == [None]
+    assert corpus.label_names[3] == "news_sports"
+
+
 def test_a_labels_file_with_official_ids_changes_nothing(root):
     write(root / "tnews/labels.json", [{"label": id_, "label_desc": "x"} for id_ in TNEWS])
     corpus = CLUE(source=str(root))
@@ -268,8 +349,8 @@ def test_no_good_row_at_all(root):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"task": "afqmc"}, "task=afqmc: must be one of tnews, iflytek"),
-        ({"task": "iflytek"}, "task=iflytek: the embedded sample has tnews only; give the real corpus: "
+        ({"task": "cluewsc"}, "task=cluewsc: must be one of tnews, iflytek"),
+        ({"task": "iflytek"}, "task=iflytek: the embedded samples are tnews and afqmc; give the real corpus: "
                               "data.task=iflytek data.source=/path/to/clue"),
         ({"max_bad_rows": -1}, "max_bad_rows=-1: must be a whole number"),
         ({"max_bad_rows": True}, "max_bad_rows=True: must be a whole number"),
@@ -284,9 +365,9 @@ def test_no_good_row_at_all(root):
         ({"val": "a"}, "val=a: files stand alone, the sample is not mixed into them; add data.train=FILE"),
         ({"test": "a"}, "test=a: files stand alone"),
         ({"train": "no.json", "val": "no.json"}, "train=no.json: no such file (seen from "),
-        ({"train": ".", "val": "."}, "train=.: a directory; name a file, or take the folder: data.source=."),
+        ({"train": ".", "val": "."}, "train=.: a directory; name its files"),
         ({"source": "no/such"}, "source=no/such: no such folder"),
-        ({"source": ""}, "source=: must be `sample`, or the folder that holds tnews/train.json"),
+        ({"source": ""}, "source=: must be `sample`, `hub`, or the folder that holds tnews/train.json"),
     ],
 )  # fmt: skip
 def test_options_are_refused_at_construction(tmp_path, monkeypatch, options, message):
@@ -325,7 +406,7 @@ def test_fingerprints_follow_the_content(root):
     assert first["train"] == CLUE(source=str(root / "tnews")).fingerprint("train")
     write(root / "tnews/train.json", labelled("100"))
     assert corpus.fingerprint("train") != first["train"] and corpus.fingerprint("val") == first["val"]
-    write(root / "tnews/labels.json", [{"label": id_} for id_ in TNEWS])
+    write(root / "tnews/labels.json", REINDEXED)
     assert corpus.fingerprint("val") != first["val"]
 
 
@@ -354,6 +435,14 @@ def test_real_iflytek():
     assert len(labels_read(corpus)) == 3024 and len(labels_read(corpus, "val")) == 1373
     assert set(labels_read(corpus)) == set(range(119))
     assert corpus.label_names[113] == "办公" and not any(name.isdecimal() for name in corpus.label_names)
+
+
+@real_data
+def test_real_afqmc():
+    corpus = CLUE(task="afqmc", source=real("clue"))
+    assert len(labels_read(corpus)) == 34334 and len(labels_read(corpus, "val")) == 4316
+    assert set(labels_read(corpus)) == {0, 1}
+    assert all(len(row.texts) == 2 for row in corpus.read("val"))
 
 
 @real_data

@@ -5,18 +5,19 @@ import logging
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from datamodules.corpus import (
     BadRows,
     DataError,
     Row,
+    assign_splits,
     check_split,
-    content_fingerprint,
-    read_jsonl,
-    split_rows,
+    content_key,
     text_problem,
 )
+from datamodules.files import content_fingerprint, read_jsonl
 
 GOOD = b'{"sentence": "\xe4\xbd\xa0\xe5\xa5\xbd"}\n'
 
@@ -42,13 +43,13 @@ def read(path, max_bad_rows=0):
 def test_one_object_a_line(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    assert read(path) == [(1, {"sentence": "你好"})]
+    assert read(path) == [("line 1", {"sentence": "你好"})]
 
 
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes('{"sentence": "一\u2028二\x85三"}\n'.encode() + GOOD)
-    assert [number for number, _ in read(path)] == [1, 2]
+    assert [place for place, _ in read(path)] == ["line 1", "line 2"]
 
 
 def test_gzip_by_its_name(tmp_path):
@@ -81,7 +82,7 @@ def test_a_bad_line_is_named_and_can_be_skipped(tmp_path, caplog, line, reason):
     assert f"{path}, line 2: {reason}" in str(caught.value)
     assert "data.max_bad_rows=1" in str(caught.value)
     with caplog.at_level(logging.WARNING):
-        assert [number for number, _ in read(path, max_bad_rows=1)] == [1, 3]
+        assert [place for place, _ in read(path, max_bad_rows=1)] == ["line 1", "line 3"]
     assert "skipped 1 bad row" in caplog.text and f"{path}, line 2: {reason}" in caplog.text
 
 
@@ -102,12 +103,12 @@ def test_the_error_names_the_first_five_and_counts_all(tmp_path):
         ("a.json", b"", "the file is empty"),
         ("a.json", b"\n\n \n", "the file is empty"),
         ("a.json.gz", gzip.compress(b""), "the file is empty"),
-        ("a.json.gz", gzip.compress(GOOD * 500)[:-12], "the gzip file ends early"),
+        ("a.json.gz", gzip.compress(GOOD * 500)[:-12], "the compressed file ends early"),
         ("a.json.gz", GOOD, "not a whole gzip file"),
         ("a.json.gz", gzip.compress(GOOD)[:-8] + b"\0" * 8, "not a whole gzip file"),
         ("a.json.gz", b"", "the file is empty"),
         ("a.json", gzip.compress(GOOD), "gzip-compressed, but its name does not end in .gz"),
-        ("a.json", b"PK\x03\x04....", "a zip archive: unpack it"),
+        ("a.json", b"PK\x03\x04....", "a zip archive, but its name does not end in .zip"),
         ("a.json", '{"sentence": "a"}'.encode("utf-16"), "UTF-16 text: convert it"),
     ],
 )
@@ -172,6 +173,17 @@ def test_fractions_that_make_one(split):
     check_split(split)
 
 
+def split_rows(rows: list[Row], fractions: list[float], seed: int) -> list[list[Row]]:
+    """The rows of each part, in the order of `rows`."""
+    keys = np.array([content_key(row.texts) for row in rows], dtype=np.uint64)
+    labels = np.array([-1 if row.label is None else row.label for row in rows])
+    parts = assign_splits(keys, labels, fractions, seed)
+    return [
+        [row for row, chosen in zip(rows, parts, strict=True) if chosen == part]
+        for part in range(len(fractions))
+    ]
+
+
 def rows_of_labels(counts: dict[int, int]) -> list[Row]:
     return [
         Row(f"类{label}第{index}条", label=label) for label, size in counts.items() for index in range(size)
@@ -200,9 +212,9 @@ def test_a_split_keeps_the_order_and_goes_by_seed_and_texts_alone():
 
 def test_equal_texts_stay_on_one_side():
     rows = [Row(f"文本{index % 50}", label=index % 3) for index in range(600)]
-    rows += [Row("文本1", text_pair="另一句", label=0)]
+    rows += [Row(("文本1", "另一句"), label=0)]
     parts = split_rows(rows, [0.6, 0.2, 0.2], seed=4)
-    texts = [{(row.text, row.text_pair) for row in part} for part in parts]
+    texts = [{row.text for row in part} for part in parts]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
     assert sum(map(len, parts)) == len(rows)
 

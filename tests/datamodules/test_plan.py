@@ -17,7 +17,7 @@ def collate(rows: np.ndarray, epoch: int = 0) -> TokenBatch:
         lengths=lengths,
         char_counts=np.ones(lengths.sum()),
         word_starts=np.ones(lengths.sum(), dtype=bool),
-        pair_starts=lengths,
+        text_starts=np.zeros(lengths.sum(), dtype=bool),
         row_ids=rows,
         epoch=epoch,
     )

@@ -6,10 +6,11 @@ import pickle
 import numpy as np
 import pytest
 
-from datamodules import store as store_module
+from datamodules import cache as cache_module
 from datamodules.cache import written_whole
 from datamodules.corpus import DataError, Row
-from datamodules.store import TokenStore, encode_rows, open_or_build
+from datamodules.encoding import RowEncoder
+from datamodules.store import TokenStore, open_or_build
 from datamodules.text import TextDataModule, TextInput, evaluation_batches
 from datamodules.tokenizers.word import WordTokenizer
 
@@ -26,7 +27,7 @@ def tokenizer() -> WordTokenizer:
 
 def build(directory, tokenizer, rows=None, max_length=12) -> TokenStore:
     rows = [Row(text, label=i) for i, text in enumerate(TEXTS)] if rows is None else rows
-    return open_or_build(directory, rows, tokenizer, max_length, "test")
+    return open_or_build(directory, rows, RowEncoder(tokenizer, max_length), "test")
 
 
 def test_rows_come_back_as_they_were_tokenized(tmp_path, tokenizer):
@@ -87,7 +88,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, tokenizer, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(cache_module.os, "fsync", full)
     with pytest.raises(DataError, match=r"No space left on device.*data\.cache_dir="):
         build(tmp_path / "cache" / "store", tokenizer)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -113,18 +114,18 @@ def test_two_runs_may_write_the_same_store_at_once(tmp_path):
 
 
 def test_pairs_are_cut_from_the_longer_text(tokenizer):
-    arrays, truncated = encode_rows(tokenizer, [Row("好" * 10, "玩" * 3), Row("好", "玩")], max_length=10)
+    encoded = RowEncoder(tokenizer, max_length=10)([Row(("好" * 10, "玩" * 3)), Row(("好", "玩"))])
     good, play = tokenizer.vocab.index("好"), tokenizer.vocab.index("玩")
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
-    assert arrays["tokens"].tolist() == [cls, *[good] * 4, sep, *[play] * 3, sep, cls, good, sep, play, sep]
-    assert arrays["pair_starts"].tolist() == [6, 3] and truncated == 1
+    assert encoded.tokens.tolist() == [cls, *[good] * 4, sep, *[play] * 3, sep, cls, good, sep, play, sep]
+    assert np.flatnonzero(encoded.text_starts).tolist() == [6, 13] and encoded.truncated == 1
 
 
 def test_no_row_is_longer_than_max_length(tokenizer):
     """Also where normalisation makes several tokens of one character (Hangul)."""
-    arrays, truncated = encode_rows(tokenizer, [Row("한" * 20), Row("好")], max_length=8)
-    assert arrays["lengths"].tolist()[0] <= 8 and arrays["lengths"].tolist()[1] == 3 and truncated >= 1
-    assert arrays["tokens"][arrays["lengths"][0] - 1] == tokenizer.sep_id
+    encoded = RowEncoder(tokenizer, max_length=8)([Row("한" * 20), Row("好")])
+    assert encoded.lengths.tolist()[0] <= 8 and encoded.lengths.tolist()[1] == 3 and encoded.truncated >= 1
+    assert encoded.tokens[encoded.lengths[0] - 1] == tokenizer.sep_id
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

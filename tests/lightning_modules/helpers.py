@@ -27,12 +27,14 @@ def random_batch(lengths=(5, 9, 2, 7), seed=0, row_ids=None, epoch=0, vocab_size
     ends = np.cumsum(lengths)
     ids[ends - lengths], ids[ends - 1] = 2, 3
     chars[ends - lengths] = chars[ends - 1] = 0
+    second = np.zeros(lengths.sum(), dtype=bool)
+    second[ends - lengths + lengths // 2] = True
     return TokenBatch.from_numpy(
         input_ids=ids,
         lengths=lengths,
         char_counts=chars,
         word_starts=np.arange(lengths.sum()) % 3 == 0,
-        pair_starts=lengths // 2,
+        text_starts=second,
         row_ids=np.arange(len(lengths)) if row_ids is None else np.array(row_ids),
         epoch=epoch,
     )

@@ -1,0 +1,230 @@
+"""Texts of one's own: columns, pairs, labels, splits, long texts; and the real corpora by one command each."""
+
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from datamodules.corpus import DataError, Row
+from datamodules.text_files import TextFiles, pieces_of
+
+real_data = pytest.mark.skipif(
+    "REAL_DATA" not in os.environ, reason="REAL_DATA is unset: the real corpora are not on this machine"
+)
+
+
+def write(path: Path, lines: list) -> str:
+    texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return str(path)
+
+
+def rows(corpus: TextFiles, split: str = "train") -> list[Row]:
+    return list(corpus.read(split))
+
+
+# Columns
+
+
+def test_a_text_a_line(tmp_path, caplog):
+    path = write(tmp_path / "a.txt", [f"第{number}句。" for number in range(50)])
+    with caplog.at_level(logging.INFO):
+        corpus = TextFiles(train=path)
+    assert "10% of data.train is held out" in caplog.text
+    assert len(rows(corpus)) == 45 and len(rows(corpus, "val")) == 5 and rows(corpus, "test") == []
+    assert corpus.label_names is None and corpus.provides == {"text"}
+    assert corpus.describe()["source"] == path
+
+
+def test_labelled_rows_of_a_table(tmp_path):
+    path = write(tmp_path / "my.csv", ["label,text", *(f"{'好差'[n % 2]},评论{n}" for n in range(40))])
+    corpus = TextFiles(train=path, label="label")
+    assert corpus.label_names == sorted(["好", "差"]) and corpus.provides == {"text", "label"}
+    assert Counter(row.label for row in rows(corpus, "val")) == {
+        0: 2,
+        1: 2,
+    }  # each class cut in the fractions
+    first = rows(corpus)[0]
+    assert corpus.label_names[first.label] == "好差"[int(first.text[2:]) % 2]
+
+
+def test_pairs_and_other_names(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"q": f"问{n}", "a": f"答{n}", "same": n % 2} for n in range(4)])
+    corpus = TextFiles(train=path, val=path, text="q", text_pair="a", label="same")
+    assert rows(corpus) == [Row((f"问{n}", f"答{n}"), n % 2) for n in range(4)]
+    assert corpus.label_names == ["0", "1"]
+
+
+def test_a_table_without_a_header(tmp_path):
+    path = write(tmp_path / "a.tsv", ["体育新闻\t1", "财经新闻\t0"])
+    classes = write(tmp_path / "class.txt", ["财经", "体育"])
+    corpus = TextFiles(train=path, val=path, text=0, label=1, labels=classes)
+    assert rows(corpus) == [Row("体育新闻", 1), Row("财经新闻", 0)] and corpus.label_names == ["财经", "体育"]
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    "written, labels, found, indices",
+    [
+        (["b", "a", "b"], None, ["a", "b"], [1, 0, 1]),
+        (["10", "9", "10"], None, ["9", "10"], [1, 0, 1]),
+        ([1, 0, 1], None, ["0", "1"], [1, 0, 1]),
+        ([1.0, 0.0, 1.0], None, ["0", "1"], [1, 0, 1]),
+        ([True, False, True], None, ["False", "True"], [1, 0, 1]),
+        (["a", "b", "a"], ["b", "a"], ["b", "a"], [1, 0, 1]),
+        ([1, "0", 1], ["坏", "好"], ["坏", "好"], [1, 0, 1]),
+        (["好", "0", 1], ["坏", "好"], ["坏", "好"], [1, 0, 1]),
+        ([2, 1, 2], ["1", "2"], ["1", "2"], [1, 0, 1]),
+    ],
+)
+def test_labels_are_names_or_numbers(tmp_path, written, labels, found, indices):
+    path = write(
+        tmp_path / "a.jsonl", [{"text": f"文{n}", "label": label} for n, label in enumerate(written)]
+    )
+    corpus = TextFiles(train=path, val=path, label="label", labels=labels)
+    assert corpus.label_names == found and [row.label for row in rows(corpus)] == indices
+
+
+def test_test_rows_need_no_label_but_others_do(tmp_path):
+    train = write(tmp_path / "a.jsonl", [{"text": "一", "label": "x"}, {"text": "二", "label": "y"}])
+    bare = write(
+        tmp_path / "b.jsonl", [{"text": "三"}, {"text": "四", "label": None}, {"text": "五", "label": "y"}]
+    )
+    corpus = TextFiles(train=train, val=train, test=bare, label="label")
+    assert [row.label for row in rows(corpus, "test")] == [None, None, 1]
+    corpus = TextFiles(train=train, val=bare, label="label")
+    with pytest.raises(DataError) as caught:
+        rows(corpus, "val")
+    assert "line 1: no column 'label' (it has: 'text'); name it: data.label=NAME" in str(caught.value)
+    assert "line 2: label: no label" in str(caught.value)
+
+
+def test_a_label_that_training_does_not_have(tmp_path):
+    train = write(tmp_path / "a.jsonl", [{"text": "一", "label": "x"}, {"text": "二", "label": "y"}])
+    val = write(tmp_path / "b.jsonl", [{"text": "三", "label": "z"}, {"text": "四", "label": "x"}])
+    corpus = TextFiles(train=train, val=val, label="label")
+    with pytest.raises(DataError, match=r'line 1: label: unknown label str "z"; the training files: x, y'):
+        rows(corpus, "val")
+    tolerant = TextFiles(train=train, val=val, label="label", max_bad_rows=1)
+    assert rows(tolerant, "val") == [Row("四", 0)] and tolerant.left_out["val"] == {"bad rows": 1}
+
+
+# Ids, long texts, overlaps
+
+
+def test_ids_must_not_repeat(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl", [{"text": "一", "id": 7}, {"text": "二", "id": 8}, {"text": "三", "id": 7}]
+    )
+    with pytest.raises(DataError, match="line 3: id 7 stands on line 1 already"):
+        rows(TextFiles(train=path, val=path, id="id"))
+    assert len(rows(TextFiles(train=path, val=path, id="id", max_bad_rows=1))) == 2
+    assert len(rows(TextFiles(train=path, val=path))) == 3
+
+
+def test_long_texts_are_split_at_the_ends_of_sentences(tmp_path):
+    text = "第一句话。第二句话！“第三句？”第四句没有句号而且长"
+    path = write(tmp_path / "a.txt", [text, "短。"])
+    corpus = TextFiles(train=path, val=path, long_texts="split", max_length=12)
+    pieces = [row.text for row in rows(corpus)]
+    assert pieces == ["第一句话。第二句话！", "“第三句？”", "第四句没有句号而且长", "短。"]
+    assert corpus.fingerprint("train") != TextFiles(train=path, val=path).fingerprint("train")
+
+
+@pytest.mark.parametrize("longest", [1, 2, 5, 10, 100])
+def test_splitting_loses_no_character(longest):
+    text = "一二三。四五！……六七八九十，十一十二；\n\n十三" * 5
+    pieces = list(pieces_of(text, longest))
+    assert "".join(pieces) == text and all(len(piece) <= longest for piece in pieces)
+
+
+def test_training_texts_that_stand_in_val_are_counted(tmp_path, caplog):
+    train = write(tmp_path / "a.txt", ["一", "二", "三", "一"])
+    val = write(tmp_path / "b.txt", ["一", "四"])
+    with caplog.at_level(logging.WARNING):
+        assert len(rows(TextFiles(train=train, val=val))) == 4
+    assert f"2 in val ({val}); kept (data.overlap=remove leaves them out)" in caplog.text
+    assert [row.text for row in rows(TextFiles(train=train, val=val, overlap="remove"))] == ["二", "三"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"train": ""}, "train=: name a file"),
+        ({"labels": ["a"]}, "labels=['a']: name the column that holds them: data.label=NAME"),
+        ({"label": "label", "labels": ["a", "a"]}, "names a class twice"),
+        ({"label": 1}, "data.text=text data.label=1: name all columns, or number all of them"),
+        ({"label": "label", "long_texts": "split"}, "long_texts=split: is for plain texts"),
+        ({"train": "b.data"}, "b.data: its name does not tell its format"),
+        ({"val": "no.txt"}, "data.val=no.txt: no such file"),
+        ({"split": [0.9, 0.1], "val": "a.txt"}, "cuts val rows out of data.train; leave out data.val="),
+    ],
+)
+def test_options_are_refused_at_construction(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.txt", ["一"])
+    write(tmp_path / "b.data", ["一"])
+    with pytest.raises(ValueError) as caught:
+        TextFiles(**{"train": "a.txt", **options})
+    assert message in str(caught.value)
+
+
+# Real corpora: the options are those of docs/data.md
+
+
+def real(path: str) -> str:
+    return str(Path(os.environ["REAL_DATA"], path))
+
+
+REAL = {
+    "thucnews": (
+        {"train": "thucnews/dev.txt", "format": "tsv", "text": 0, "label": 1, "labels": "thucnews/class.txt"},
+        (9000, 1000, 0), 10, {},
+    ),
+    "chnsenticorp": (
+        {"train": "chnsenticorp/chnsenticorp.zip/train.tsv", "val": "chnsenticorp/chnsenticorp.zip/dev.tsv",
+         "test": "chnsenticorp/chnsenticorp.zip/test.tsv", "text": "text_a", "label": "label"},
+        (9600, 1200, 1200), 2, {},
+    ),
+    "online_shopping": (
+        {"train": "online_shopping_10_cats/online_shopping_10_cats.zip", "text": "review", "label": "cat",
+         "max_bad_rows": 1},
+        (56498, 6275, 0), 10, {"bad rows": 1},
+    ),
+    "eprstmt": (
+        {"train": "eprstmt/train_few_all.json", "val": "eprstmt/dev_few_all.json",
+         "test": "eprstmt/test_public.json", "text": "sentence", "label": "label"},
+        (160, 160, 610), 2, {},
+    ),
+    "niutrans_modern": ({"train": "pretrain/niutrans_modern/*.txt.gz"}, (136129, 15125, 0), None, {}),
+    "chid": (
+        {"train": "pretrain/chid/unlabeled.json.gz", "text": "content", "long_texts": "split"},
+        (7356, 817, 0), None, {},
+    ),
+}  # fmt: skip
+
+
+@real_data
+@pytest.mark.parametrize("name", REAL)
+def test_real_corpora(name):
+    options, sizes, classes, left_out = REAL[name]
+    options = {
+        key: real(value) if isinstance(value, str) and "/" in value else value
+        for key, value in options.items()
+    }
+    if not list(Path(os.environ["REAL_DATA"]).glob(REAL[name][0]["train"].split(".zip")[0] + "*")):
+        pytest.skip(f"REAL_DATA has no {name}")
+    corpus = TextFiles(**options)
+    splits = {split: rows(corpus, split) for split in ("train", "val", "test")}
+    assert tuple(map(len, splits.values())) == sizes
+    assert corpus.left_out["train"] == left_out
+    if classes is None:
+        assert corpus.label_names is None
+    else:
+        assert len(corpus.label_names) == classes
+        assert {row.label for row in splits["val"]} == set(range(classes))
