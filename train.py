@@ -15,6 +15,12 @@ def main(cfg: DictConfig) -> float | None:
             stages.predict(cfg, run)
             return None
         datamodule = stages.build_datamodule(cfg)
+        if cfg.stage == "vocabulary":
+            stages.vocabulary(cfg, run, datamodule)
+            return None
+        if getattr(datamodule, "inspect", False):
+            stages.inspect_data(run, datamodule)
+            return None
         model = stages.build_model(cfg, datamodule)
         trainer = stages.build_trainer(cfg, run, datamodule)
         if cfg.stage == "fit":

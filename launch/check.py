@@ -13,7 +13,8 @@ Rules:
   project and of torch.optim, whose first parameter (what is optimised) is supplied by code. `model` and
   `data` themselves, callbacks, loggers and the trainer are built by Hydra and may be anyone's classes.
 - What the technique `needs` must be within what the corpus `provides`; `metrics` are what can be monitored,
-  `predict_tasks` what `stage=predict` can do. All four are literals in the body of the class.
+  `predict_tasks` what `stage=predict` can do; `provided_by` says which option has to be given for something that a
+  corpus `provides`. All are literals in the body of the class.
 - A class whose `**kwargs` go elsewhere is open: names that it does not list are not questioned.
 """
 
@@ -56,7 +57,7 @@ from launch.signatures import (
 
 # conf/train.yaml's options, in the language of annotations.
 OPTIONS: dict[str, Any] = {
-    "stage": "Literal['fit', 'validate', 'test', 'predict']",
+    "stage": "Literal['fit', 'validate', 'test', 'predict', 'vocabulary']",
     "seed": "Annotated[int, '0 <= x < 4294967296']",
     "ckpt_path": "str | None",
     "max_steps": "Annotated[int, 'x == -1 or x >= 1'] | None",
@@ -266,7 +267,7 @@ class _Check:
         node = parent._get_node(key)
         interpolation = node._value() if node is not None and node._is_interpolation() else None
         if interpolation is not None:
-            source = re.fullmatch(r"\$\{([\w.]+)\}", str(interpolation))
+            source = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,null)?\}", str(interpolation))
             self.sources[path] = source[1] if source else path
         try:
             value = parent[key]
@@ -430,13 +431,25 @@ class _Check:
             return
         needs = class_attribute(self.technique, "needs")
         provides = class_attribute(self.corpus, "provides")
-        if needs is None or provides is None or not set(needs) - set(provides):
+        if needs is None or provides is None:
+            return
+        if not set(needs) - set(provides):
+            self._check_options_of_needs(set(needs))
             return
         lacking = ", ".join(sorted(set(needs) - set(provides)))
         fitting = [f"data={name}" for name, found in self._corpora() if set(needs) <= _provided(found)]
         way_out = f"use {' or '.join(fitting)}" if fitting else "no corpus of conf/data provides it"
         what = f"needs {lacking}, which {self._choice('data')} does not provide"
         self.add(self._choice("model"), f"{what}; {way_out}")
+
+    def _check_options_of_needs(self, needs: set[str]) -> None:
+        """What the corpus provides only if an option names it, such as the column of the label."""
+        options = class_attribute(self.corpus, "provided_by") or {}
+        for capability in sorted(needs & set(options)):
+            option = options[capability]
+            if self.plain["data"].get(option) is None:
+                what = f"needs {capability}, which {self._choice('data')} provides with data.{option}="
+                self.add(self._choice("model"), what)
 
     def _corpora(self) -> Iterator[tuple[str, Found]]:
         for source in self.config.hydra.runtime.config_sources:
@@ -483,7 +496,16 @@ class _Check:
         if checkpoint is None and stage in ("validate", "test", "predict"):
             kinds = "a run directory, a .ckpt file" + (" or an export/" if stage == "predict" else "")
             self.add("ckpt_path", f"stage={stage} needs it: {kinds}")
-        if isinstance(checkpoint, str):
+        data = self.plain.get("data")
+        inspects = isinstance(data, dict) and data.get("inspect") is True
+        if inspects and stage not in ("fit", ...):
+            self.add(
+                "data.inspect", f"looks at the corpus and does nothing else; leave out stage={stage}", True
+            )
+        if checkpoint not in (None, ...) and (inspects or stage == "vocabulary"):
+            what = "data.inspect=true" if inspects else "stage=vocabulary"
+            self.add("ckpt_path", f"is not used with {what}", checkpoint)
+        elif isinstance(checkpoint, str):
             self._check_checkpoint(str(stage), checkpoint)
 
     def _check_checkpoint(self, stage: str, checkpoint: str) -> None:

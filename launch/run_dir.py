@@ -106,7 +106,7 @@ class Run:
         self._started_at = time.monotonic()
         self._earlier_seconds = _read_summary(self.directory).get("wall_seconds") or 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
-        _write(self.directory / "config.yaml", self.config)
+        write_whole(self.directory / "config.yaml", self.config)
         self.write_summary("running")
         return self
 
@@ -150,7 +150,7 @@ class Run:
         }
         if self.data_facts:
             summary["data_facts"] = self.data_facts
-        _write(self.directory / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+        write_whole(self.directory / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
 
 @contextmanager
@@ -162,6 +162,14 @@ def replaced_whole(directory: Path) -> Iterator[Path]:
     yield building
     shutil.rmtree(directory, ignore_errors=True)
     building.rename(directory)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write the file, or nothing where that fails on the way."""
+    beside = path.with_name(f".{path.name}.tmp")
+    # A path that is not UTF-8 may stand in a config.
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(beside, path)
 
 
 def check_free(directory: str | os.PathLike, ckpt_path: str | None, stage: str) -> None:
@@ -293,12 +301,6 @@ def _read_summary(directory: Path) -> dict[str, Any]:
         return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _shown(path: Path) -> str:

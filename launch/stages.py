@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 
+from datamodules.inspection import inspect_corpus, report
 from datamodules.tokenizers.base import load_tokenizer
 from launch.callbacks import Interruption, RunMetrics
 from launch.check import ConfigError
 from launch.checkpoint_io import AtomicCheckpointIO
+from launch.data_plots import plot_labels, plot_lengths
 from launch.export import export_run, score_names
 from launch.plots import plot_curves
 from launch.predict import (
@@ -27,10 +30,13 @@ from launch.predict import (
     run_directory,
     written_lines,
 )
-from launch.run_dir import Run, find_checkpoint, quieten, replaced_whole
+from launch.run_dir import Run, find_checkpoint, quieten, replaced_whole, write_whole
 
 log = logging.getLogger(__name__)
 
+EVALUATIONS = ("validate", "test")
+# Of the words that a vocabulary got, so many from either end are printed.
+SHOWN_WORDS = 8
 # So few predictions are printed too, each cut to so many characters.
 SHOWN_PREDICTIONS, SHOWN_CHARACTERS = 5, 400
 
@@ -54,7 +60,7 @@ def open_run(cfg: DictConfig) -> Run:
 def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
     """The corpus. A stage that evaluates a run takes the run's tokenizer and corpus, changed by what was typed."""
     node = cfg.data
-    if cfg.stage != "fit":
+    if cfg.stage in EVALUATIONS:
         evaluated = run_directory(cfg.ckpt_path)
         node = OmegaConf.to_container(node, resolve=True)
         saved = OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml").data)
@@ -68,7 +74,7 @@ def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
 
 def build_model(cfg: DictConfig, datamodule: pl.LightningDataModule) -> pl.LightningModule:
     """The technique: a run's, or a new one whose weights are made when the corpus' facts are known."""
-    if cfg.stage != "fit":
+    if cfg.stage in EVALUATIONS:
         return load_technique(run_directory(cfg.ckpt_path), _checkpoint(cfg), trusted=cfg.model._target_)
     model = instantiate(cfg.model, _recursive_=False, _convert_="all")
     try:
@@ -150,6 +156,47 @@ def predict(cfg: DictConfig, run: Run) -> None:
                 if len(texts) <= SHOWN_PREDICTIONS:
                     print(line if len(line) < SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} ...")
     log.info(f"{len(texts)} predictions in {output}")
+
+
+def vocabulary(cfg: DictConfig, run: Run, datamodule: Any) -> None:
+    """stage=vocabulary: the tokenizer that the config describes, saved in the run; reads texts only to count them."""
+    datamodule.prepare_tokenizer()
+    tokenizer = datamodule.tokenizer
+    directory = run.directory / "tokenizer"
+    with replaced_whole(directory) as building:
+        tokenizer.save(building, datamodule.max_length)
+    origin, size = tokenizer.origin, tokenizer.vocab_size
+    run.source = datamodule.describe()["source"]
+    run.metrics = {
+        "vocabulary/size": size,
+        "vocabulary/kept": origin.kept,
+        "vocabulary/dropped": origin.dropped,
+        "vocabulary/added": origin.added,
+    }
+    kept = {"vocabulary": "of the vocabulary that was there", "texts": "special tokens and characters"}
+    dropped = f", {origin.dropped:,} others of it dropped" if origin.dropped else ""
+    log.info(f"{size:,} entries: {origin.kept:,} {kept[origin.base]}{dropped}")
+    if origin.added:
+        words = tokenizer.vocab[-origin.added :]
+        shown = (
+            words[:SHOWN_WORDS]
+            + ["..."] * (len(words) > 2 * SHOWN_WORDS)
+            + words[SHOWN_WORDS:][-SHOWN_WORDS:]
+        )
+        log.info(f"{origin.added:,} words added ({origin.words}): {' '.join(shown)}")
+    log.info(f"to use it: tokenizer.init_from={directory}")
+
+
+def inspect_data(run: Run, datamodule: Any) -> None:
+    """data.inspect=true: what the corpus holds, as a report, inspection.json and pictures; nothing is trained."""
+    run.stage = "inspect"
+    facts = inspect_corpus(datamodule)
+    run.source, run.data_facts = _describe(datamodule)
+    log.info("\n".join(["what the corpus holds", "", *report(facts), ""]))
+    write_whole(run.directory / "inspection.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
+    plot_lengths(run.directory / "plots" / "lengths.png", facts)
+    plot_labels(run.directory / "plots" / "labels.png", facts)
+    log.info("examples of all splits in inspection.json, pictures in plots/")
 
 
 def _checkpoint(cfg: DictConfig) -> Path | None:

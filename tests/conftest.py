@@ -32,7 +32,7 @@ def corpus(tmp_path_factory) -> tuple[str, ...]:
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures behind the pictures that a test has drawn."""
-    from launch import plots
+    from launch import data_plots, plots
     from lightning_modules import pictures
 
     figures, save = [], pictures.save
@@ -41,6 +41,6 @@ def drawn(monkeypatch):
         figures.append(figure)
         return save(figure, path)
 
-    for module in (plots, pictures):
+    for module in (plots, data_plots, pictures):
         monkeypatch.setattr(module, "save", keep)
     return figures

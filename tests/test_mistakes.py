@@ -18,8 +18,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 QUOTES = "a text with spaces, quotes, brackets or letters that are not ASCII needs quotes"
 OPTIONS_OF_WOBERT = (
-    "backbone, optimizer, scheduler, init_from, mask_rate, mask_token_rate, random_token_rate, "
-    "whole_word_masking, mask_special_tokens, attention, seed"
+    "backbone, optimizer, scheduler, init_from, expand_vocabulary, new_rows, mask_rate, mask_token_rate, "
+    "random_token_rate, whole_word_masking, mask_special_tokens, attention, seed"
 )
 
 # What is typed -> the lines that are told, all of them.
@@ -134,7 +134,19 @@ MISTAKES = [
     # Types and ranges
     ("seed=one", ["seed=one: must be a whole number"]),
     ("seed=-1", ["seed=-1: must satisfy 0 <= seed < 4294967296"]),
-    ("stage=tset", ["stage=tset: must be one of fit, validate, test, predict; did you mean test?"]),
+    (
+        "stage=vocabulary ckpt_path=last predict.task=embed",
+        [
+            "predict.task=embed: is used with stage=predict only",
+            "ckpt_path=last: is not used with stage=vocabulary",
+        ],
+    ),
+    ("model.expand_vocabulary=0", ["model.expand_vocabulary=0: must be >= 1"]),
+    ("model.new_rows=zero", ["model.new_rows=zero: must be one of mean, random"]),
+    (
+        "stage=tset",
+        ["stage=tset: must be one of fit, validate, test, predict, vocabulary; did you mean test?"],
+    ),
     ("max_steps=1e3", ["max_steps=1000.0: must be a whole number or null; write 1000"]),
     ("max_steps=0", ["max_steps=0: must be -1 or >= 1"]),
     ("max_time=10", ["max_time=10: must be DD:HH:MM:SS, for example 00:00:10:00 for ten minutes"]),

@@ -10,6 +10,7 @@ import pytest
 from running import REPOSITORY, TINY, finished, run, summary
 from transformers import BertConfig, BertForMaskedLM
 
+from datamodules.tokenizers.char import CharTokenizer
 from datamodules.tokenizers.word import WordTokenizer
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -29,10 +30,18 @@ def world(tmp_path_factory):
     """What README's paths stand for: a corpus, a checkpoint, a trained run, a file of texts."""
     root = tmp_path_factory.mktemp("world")
     shutil.copytree(REPOSITORY / "datamodules" / "samples" / "tnews", root / "corpora" / "clue" / "tnews")
-    checkpoint = root / "models" / "wobert_chinese_base"
-    WordTokenizer(vocab=[*SPECIALS, *"今天很好的一是不了人我在有他", "今天"]).save(str(checkpoint))
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertForMaskedLM(BertConfig(vocab_size=20, **shape)).save_pretrained(checkpoint)
+    for name, tokenizer in (
+        ("wobert_chinese_base", WordTokenizer(vocab=[*SPECIALS, *"今天很好的一是不了人我在有他", "今天"])),
+        ("bert-base-chinese", CharTokenizer(vocab=[*SPECIALS, *"今天很好的一是不了人我在有他"])),
+    ):
+        tokenizer.save(str(root / "models" / name))
+        config = BertConfig(vocab_size=tokenizer.vocab_size, **shape)
+        BertForMaskedLM(config).save_pretrained(root / "models" / name)
+    lines = [f"床前明月光，疑是地上霜{number}。" for number in range(200)]
+    (root / "poems.txt").write_text("\n".join(lines), encoding="utf-8")
+    table = ["text,label", *(f"很好用{number},{'好坏'[number % 2]}评" for number in range(200))]
+    (root / "my.csv").write_text("\n".join(table), encoding="utf-8")
     (root / "texts.txt").write_text("今天很好\n我们去公园玩\n", encoding="utf-8")
     finished(root / "runs" / "mine", *TINY, "debug=fast")
     return root

@@ -1,5 +1,6 @@
 """The entrypoint: what a run leaves behind, with which parts it works, and the same parts without it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -294,3 +295,41 @@ def test_a_checkpoint_without_its_run_is_told(corpus, tmp_path):
     options = ("stage=predict", f"ckpt_path={alone}", "predict.task=embed", "predict.input=[a]")
     outcome = run(tmp_path / "again", "trainer=cpu", *options)
     assert outcome.code == 2 and "its run is needed too" in outcome.err
+
+
+def test_an_inspection_leaves_a_report_and_trains_nothing(corpus, tmp_path):
+    directory = tmp_path / "run"
+    outcome = finished(directory, *corpus, "data.inspect=true")
+    assert outcome.out.splitlines()[-1] == str(directory)
+    assert {path.name for path in directory.iterdir()} == {
+        "config.yaml",
+        "summary.json",
+        "inspection.json",
+        "plots",
+        "train.log",
+    }
+    told = summary(directory)
+    assert list(told) == SUMMARY_KEYS
+    assert (told["stage"], told["status"], told["metrics"]) == ("inspect", "finished", {})
+    assert told["source"] == corpus[0].removeprefix("data.source=")
+    facts = json.loads((directory / "inspection.json").read_text(encoding="utf-8"))
+    assert {name: split["rows"] for name, split in facts["splits"].items()} == {
+        "train": 200,
+        "val": 60,
+        "test": 60,
+    }
+    report = [line.split() for line in outcome.out.splitlines()]
+    assert ["rows", "200", "60", "60"] in report
+    for name in ("lengths", "labels"):
+        picture = matplotlib.image.imread(directory / "plots" / f"{name}.png")
+        assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.01
+
+
+def test_an_inspection_takes_no_stage_and_no_checkpoint(tmp_path):
+    outcome = run(tmp_path / "run", "data.inspect=true", "stage=test", "ckpt_path=a")
+    assert outcome.code == 2
+    assert outcome.err.splitlines() == [
+        "data.inspect=true: looks at the corpus and does nothing else; leave out stage=test",
+        "ckpt_path=a: is not used with data.inspect=true",
+    ]
+    assert not (tmp_path / "run").exists()

@@ -271,8 +271,18 @@ def test_hydra_searchpath(own):
 
 def test_what_the_technique_needs_the_corpus_must_provide(own):
     assert told(own, "data=labels") == [
-        "model=wobert: needs text, which data=labels does not provide; use data=clue",
+        "model=wobert: needs text, which data=labels does not provide; use data=clue or data=lccc or data=text",
     ]
+    assert told(own, "model=mine", "data=lccc") == [
+        "model=mine: needs label, which data=lccc does not provide; use data=clue or data=text",
+    ]
+
+
+def test_what_a_corpus_provides_with_an_option(own):
+    table = ("model=mine", "data=text", "data.train=my.csv")
+    assert told(own, *table) == ["model=mine: needs label, which data=text provides with data.label="]
+    assert told(own, *table, "data.label=class") == []
+    assert told(own, "data=text", "data.train=my.txt") == []
 
 
 def test_a_preset_without_its_package_line(own):
