@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from datamodules.corpus import BadRows, DataError, Row, listed, shown, text_problem
-from datamodules.file_corpus import FileCorpus
-from datamodules.files import only_records, read_jsonl, read_values
-from datamodules.hub import download
-from datamodules.text import Split
-
-log = logging.getLogger(__name__)
+from datamodules.files import only_records, read_jsonl
+from datamodules.published import Publication, PublishedCorpus, read_published
+from datamodules.text import SPLITS, Split
 
 SAMPLES = Path(__file__).parent / "samples"
-SAMPLED = ("tnews", "afqmc")
+SAMPLES_OF = {"tnews": "news titles", "afqmc": "pairs of questions"}
 # By split: CLUE's own names (OCNLI's largest training file has one of its own), and the hub's.
 SPLIT_FILES: dict[Split, tuple[str, ...]] = {
     "train": ("train.json", "train.50k.json", "train-*.parquet"),
     "val": ("dev.json", "validation-*.parquet"),
     "test": ("test.json", "test-*.parquet"),
 }
-HUB_REPOSITORY = "clue/clue"
 NAME_KEYS = ("label_desc", "label_des")  # TNEWS and IFLYTEK spell it differently; some exports have both
 ID_KEYS = ("id", "idx")
 NO_AGREEMENT = "no agreement on the label"
@@ -64,14 +59,15 @@ TNEWS = {
     "116": "news_game",
 }
 PAIR = ("sentence1", "sentence2")
+INFERENCE = ("neutral", "entailment", "contradiction")
 # The hub writes a label that is missing as -1.
-INFERENCE = Task(("neutral", "entailment", "contradiction"), keys=PAIR, dropped=("-", "-1"))
+INFERENCE_TASK = Task(INFERENCE, INFERENCE, keys=PAIR, dropped=("-", "-1"))
 TASKS = {
     "tnews": Task(tuple(TNEWS), tuple(TNEWS.values())),
     "iflytek": Task(tuple(str(number) for number in range(119))),
     "afqmc": Task(("0", "1"), ("different", "same"), keys=PAIR),
-    "cmnli": INFERENCE,
-    "ocnli": INFERENCE,
+    "cmnli": INFERENCE_TASK,
+    "ocnli": INFERENCE_TASK,
     "csl": Task(("0", "1"), ("wrong keywords", "right keywords"), keys=("abst", "keyword")),
 }
 
@@ -84,7 +80,7 @@ class Labels(NamedTuple):
     official: bool
 
 
-class CLUE(FileCorpus):
+class CLUE(PublishedCorpus):
     """CLUE (arXiv 2004.05986): single texts (tnews, iflytek), pairs of sentences (afqmc, cmnli, ocnli), and
     abstracts with keywords that are theirs or not (csl).
 
@@ -95,7 +91,7 @@ class CLUE(FileCorpus):
         source: `sample` (embedded, synthetic: tnews and afqmc), `hub`, or a folder that holds `<task>/train.json`,
             `train.json`, or the hub's parquet files.
         revision: of the hub's repository: a branch, a tag or a commit.
-        options: as of `FileCorpus`; with `source="sample"` named files stand alone.
+        options: as of `PublishedCorpus`.
 
     Raises:
         ValueError: an option's value cannot be used, or options contradict one another.
@@ -113,49 +109,36 @@ class CLUE(FileCorpus):
     ):
         if task not in TASKS:
             raise ValueError(f"task={task}: must be one of {', '.join(TASKS)}")
-        super().__init__(**options)
+        named = any(options.get(split) is not None for split in SPLITS)
+        if source == "sample" and not named and task not in SAMPLES_OF:
+            raise ValueError(
+                f"task={task}: the embedded samples are {' and '.join(SAMPLES_OF)}; give the real corpus: "
+                f"data.task={task} data.source=/path/to/clue (the folder that holds {task}/train.json) "
+                "or data.source=hub"
+            )
         self.task = task
-        self.source = source
-        self.revision = revision
-        self.commit: str | None = None
-        self.is_sample = source == "sample" and not self.named
-        self._check_source()
-        if source != "hub":
-            self.files  # noqa: B018  (missing files are told at once)
-        if self.is_sample:
-            log.warning(f"THIS IS THE EMBEDDED SAMPLE, NOT A REAL CORPUS: {self.describe()['note']}")
+        super().__init__(source=source, revision=revision, publication=_publication(task), **options)
 
     @cached_property
     def label_names(self) -> list[str]:
         """Names of the classes, in the order of their ids; the id itself where the files give no name."""
-        labels = self._labels(self.files["train"][0])
-        for paths in self.files.values():
-            for path in paths:
-                other = self._labels(path)
-                if other.ids != labels.ids or not labels.official and other.names != labels.names:
-                    raise DataError(
-                        f"{path} and {self.files['train'][0]} number their labels in two ways (see the "
-                        "labels.json beside them): take all files from one publication of the corpus"
-                    )
+        first, *others = self._folders()
+        labels = self._labels(first)
+        for folder in others:
+            other = self._labels(folder)
+            if other.ids != labels.ids or not labels.official and other.names != labels.names:
+                raise DataError(
+                    f"{folder} and {first} number their labels in two ways (see the labels.json there): take all "
+                    "files from one publication of the corpus"
+                )
         return list(labels.names or self._names_in_rows(labels))
-
-    def source_files(self, wanted: tuple[Split, ...]) -> dict[Split, list[Path]]:
-        if self.source == "hub":
-            patterns = [f"{self.task}/{SPLIT_FILES[split][-1]}" for split in wanted]
-            way_out = f"data.source=/path/to/clue (a folder that holds {self.task}/train.json)"
-            snapshot = download(HUB_REPOSITORY, patterns, self.revision, way_out)
-            self.commit = snapshot.commit
-            return _folder_files(snapshot.folder, self.task, wanted)
-        if self.source != "sample":
-            return _folder_files(Path(self.source).expanduser(), self.task, wanted)
-        return _folder_files(SAMPLES, self.task, wanted) if self.is_sample else {}
 
     def row_options(self) -> tuple:
         # What a labels.json beside a file says decides how its labels are read.
-        return (self.task, *(self._labels(paths[0]) for paths in self.files.values()))
+        return (self.task, *dict.fromkeys(map(self._labels, self._folders())))
 
     def rows_of(self, path: Path, split: Split, bad_rows: BadRows) -> Iterator[Row | str]:
-        task, labels = TASKS[self.task], self._labels(path)
+        task, labels = TASKS[self.task], self._labels(path.parent)
         index_of = {label_id: index for index, label_id in enumerate(labels.ids)}
         labelled = split != "test"
         first_place: dict[Any, str] = {}
@@ -163,14 +146,8 @@ class CLUE(FileCorpus):
         for place, record in _records(path, bad_rows):
             texts, problem = _texts(record, task, labelled)
             problem = problem or _repeated(record, first_place, place)
-            written = record.get("label")
-            label = None
-            if (
-                problem is None
-                and labelled
-                and not isinstance(written, bool)
-                and str(written) in task.dropped
-            ):
+            written, label = record.get("label"), None
+            if problem is None and labelled and str(written) in task.dropped:
                 yield NO_AGREEMENT
                 continue
             if problem is None and (labelled or not _is_unlabelled(written, task)):
@@ -187,49 +164,16 @@ class CLUE(FileCorpus):
 
     def describe(self) -> dict:
         """Where the rows come from, for the summary of a run."""
-        if self.is_sample:
-            note = (
-                f"synthetic {'news titles' if self.task == 'tnews' else 'pairs of questions'} that this project "
-                f"wrote, good for trying out and no more; the real corpus: data.source=/path/to/clue (the folder "
-                f"that holds {self.task}/train.json) or data.source=hub"
-            )
-            return {"source": "sample", "task": self.task, "synthetic": True, "note": note}
-        about = super().describe() | {"task": self.task}
-        if self.source != "sample":
-            about["source"] = self.source
-        return about | ({"revision": self.commit} if self.commit else {})
+        return super().describe() | {"task": self.task}
 
-    def _check_source(self) -> None:
-        if not isinstance(self.source, str) or not self.source:
-            raise ValueError(
-                f"source={self.source}: must be `sample`, `hub`, or the folder that holds {self.task}/train.json"
-            )
-        if self.revision is not None and self.source != "hub":
-            raise ValueError(f"revision={self.revision}: is of the hub; add data.source=hub")
-        if self.fractions is not None:
-            if self.source != "sample":
-                raise ValueError(
-                    f"split={self.fractions}: cuts data.train alone; leave out data.source={self.source}"
-                )
-        elif self.source == "sample" and self.named:
-            remedies = {"train": "data.train=FILE", "val": "data.val=FILE or data.split=[0.9,0.1]"}
-            for key, remedy in remedies.items():
-                if key not in self.named:
-                    given, value = next(iter(self.named.items()))
-                    raise ValueError(
-                        f"{given}={value}: files stand alone, the sample is not mixed into them; "
-                        f"add {remedy}, or take the rest from a folder: data.source=/path/to/clue"
-                    )
-        elif self.source == "sample" and self.task not in SAMPLED:
-            raise ValueError(
-                f"task={self.task}: the embedded samples are {' and '.join(SAMPLED)}; give the real corpus: "
-                f"data.task={self.task} data.source=/path/to/clue (the folder that holds {self.task}/train.json) "
-                "or data.source=hub"
-            )
+    def _folders(self) -> list[Path]:
+        """The folders of the files, the first training file's first."""
+        paths = (path for split in SPLITS for path in self.files.get(split, ()))
+        return list(dict.fromkeys(path.parent for path in paths))
 
-    def _labels(self, path: Path) -> Labels:
+    def _labels(self, folder: Path) -> Labels:
         task = TASKS[self.task]
-        file = path.parent / "labels.json"
+        file = folder / "labels.json"
         if not file.is_file():
             return Labels(task.ids, task.names, official=True)
         bad_rows = BadRows(self.max_bad_rows)
@@ -259,41 +203,20 @@ class CLUE(FileCorpus):
 
 
 def _records(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
-    # CLUE's files are JSON, whatever people call them; only the hub's have another form.
-    kind = "parquet" if path.suffix == ".parquet" else "json"
-    return only_records(path, read_values(path, bad_rows, kind), bad_rows)
+    return only_records(path, read_published(path, bad_rows), bad_rows)
 
 
-def _folder_files(root: Path, task: str, wanted: tuple[Split, ...]) -> dict[Split, list[Path]]:
-    """A folder's files of the `wanted` splits; only the test files may be missing."""
-    if not root.is_dir():
-        what = "a file; name files by data.train= and data.val=" if root.exists() else "no such folder"
-        raise DataError(
-            f"source={root}: {what} (seen from {Path.cwd()}); "
-            f"it takes `sample`, `hub`, or the folder that holds {task}/train.json"
-        )
-    files = {}
-    for split in wanted:
-        names = [name + ending for name in SPLIT_FILES[split] for ending in ("", ".gz")]
-        found = next(
-            (
-                paths
-                for folder in (root / task, root)
-                for name in names
-                if (paths := sorted(folder.glob(name)))
-            ),
-            None,
-        )
-        if found:
-            files[split] = found
-        elif split != "test":
-            name = SPLIT_FILES[split][0]
-            raise DataError(
-                f"source={root}: no {name}; looked for {root / task / name} and {root / name} (or with .gz, or the "
-                f"hub's {SPLIT_FILES[split][-1]}). Name the file: data.{split}=FILE, or cut one file: "
-                "data.train=FILE data.split=[0.8,0.1,0.1]"
-            )
-    return files
+def _publication(task: str) -> Publication:
+    return Publication(
+        name="clue",
+        folder=f"the folder that holds {task}/train.json",
+        files=SPLIT_FILES,
+        repository="clue/clue",
+        hub_files={split: f"{task}/{names[-1]}" for split, names in SPLIT_FILES.items()},
+        sample={split: SAMPLES / task / names[0] for split, names in SPLIT_FILES.items()},
+        sample_of=SAMPLES_OF.get(task, ""),
+        subfolders=(task, ""),
+    )
 
 
 def _texts(record: dict[str, Any], task: Task, labelled: bool) -> tuple[tuple[str, ...], str | None]:
@@ -325,7 +248,7 @@ def _repeated(record: dict[str, Any], first_place: dict[Any, str], place: str) -
 
 def _is_unlabelled(label: Any, task: Task) -> bool:
     """-1 as the hub has it, null or nothing: a test row that keeps its label secret."""
-    return label in (None, -1, "-1", "", *task.dropped) and not isinstance(label, bool)
+    return label in (None, -1, "-1", "", *task.dropped)
 
 
 def _label_index(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -22,12 +22,12 @@ from datamodules.corpus import (
     content_key,
 )
 from datamodules.files import content_fingerprint, find_files, state_of
-from datamodules.text import Split, TextDataModule
+from datamodules.text import SPLITS, Split, TextDataModule
 
 log = logging.getLogger(__name__)
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-READER_VERSION = 2  # raise it when the same files give other rows than before: token caches go by it
+READER_VERSION = 3  # raise it when the same files give other rows than before: token caches go by it
+NAMES_SHOWN = 10
 
 
 class FileCorpus(TextDataModule):
@@ -43,6 +43,7 @@ class FileCorpus(TextDataModule):
         overlap: training rows whose text stands in `val` or `test` too: "remove" them, "refuse" such files, or
             "keep" them; they are counted and told in any case.
         max_bad_rows: unusable rows of a file that are skipped; one more is a `DataError`.
+        held_out: given by a subclass: the fraction of `train` that validates where neither `val` nor `split` is given.
         options: as of `TextDataModule`; the seed also draws `split`.
 
     Raises:
@@ -58,6 +59,8 @@ class FileCorpus(TextDataModule):
         split: list[Annotated[float, "0 < x < 1"]] | None = None,
         overlap: Literal["remove", "refuse", "keep"] = "keep",
         max_bad_rows: Annotated[int, "x >= 0"] = 0,
+        *,
+        held_out: float | None = None,
         **options: Any,
     ):
         super().__init__(**options)
@@ -73,6 +76,9 @@ class FileCorpus(TextDataModule):
         self.named: dict[Split, str | list[str]] = {
             key: value for key, value in named.items() if value is not None
         }
+        if split is None and held_out is not None and "train" in self.named and "val" not in self.named:
+            split = [1 - held_out, held_out]
+            log.info(f"no validation file is named: {held_out:.0%} of data.train is held out (data.split)")
         if split is not None:
             if "train" not in self.named:
                 raise ValueError(f"split={split}: cuts one file; name it: data.train=FILE")
@@ -111,13 +117,13 @@ class FileCorpus(TextDataModule):
     def files(self) -> dict[Split, list[Path]]:
         """The files of each split that the corpus has; a hub is asked for them at the first use."""
         files = {key: find_files(f"data.{key}", patterns) for key, patterns in self.named.items()}
-        known = {*files, *self._cut_splits}
-        return files | self.source_files(tuple(key for key in SPLITS if key not in known))
+        wanted = tuple(key for key in SPLITS if key not in {*files, *self._cut_splits})
+        return files | (self.source_files(wanted) if wanted else {})
 
     def describe(self) -> dict:
         """Where the rows come from, for the summary of a run."""
-        files = {split: [str(path) for path in paths] for split, paths in self.files.items()}
-        return {"source": ", ".join(files["train"]), "synthetic": False, "files": files}
+        files = {split: _first_of(paths) for split, paths in self.files.items()}
+        return {"source": self._typed("train"), "synthetic": False, "files": files}
 
     @property
     def _cut_splits(self) -> tuple[Split, ...]:
@@ -150,8 +156,13 @@ class FileCorpus(TextDataModule):
     def _content_of(self, split: Split) -> str:
         """Fingerprint of the split's files; what they were then must be what `read` finds."""
         states = {path: state_of(path) for path in self.files[split]}
-        if split not in self._file_contents or any(self._states.get(path) != states[path] for path in states):
-            self._states |= states
+        if any(self._states.get(path, state) != state for path, state in states.items()):
+            # A file may belong to several splits, and decide about the rows of others.
+            self._file_contents.clear()
+            for derived in ("_parts", "_evaluation_keys"):
+                self.__dict__.pop(derived, None)
+        self._states |= states
+        if split not in self._file_contents:
             self._file_contents[split] = content_fingerprint(self.files[split])
         return self._file_contents[split]
 
@@ -162,6 +173,8 @@ class FileCorpus(TextDataModule):
                 yield from self._file_rows(split, left_out)
             return
         part = cut.index(split)
+        # What is left out of the file is counted once, with the training rows.
+        left_out = left_out if split == "train" else Counter()
         # Of different length where the file has changed, which is told after its last row.
         for row, chosen in zip_longest(self._file_rows("train", left_out), self._parts):
             if chosen == part:
@@ -248,10 +261,21 @@ class FileCorpus(TextDataModule):
         }
 
     def _name_of(self, split: Split) -> str:
-        return f"{split} ({', '.join(map(str, self.files[split]))})"
+        return f"{split} ({self._typed(split)})"
+
+    def _typed(self, split: Split) -> str:
+        """The files of a split as an option names them; where none does, their paths."""
+        given = self.named.get(split, self.files[split])
+        return given if isinstance(given, str) else ", ".join(_first_of(given))
 
     def _first_time(self, what: str) -> bool:
         """Files are read several times (vocabulary, cut, tokens): what is to be told of them is told once."""
         new = what not in self._told
         self._told.add(what)
         return new
+
+
+def _first_of(names: Sequence[str | Path]) -> list[str]:
+    """The first names, and how many there are besides: a glob may match thousands."""
+    more = [f"and {len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []
+    return [*map(str, names[:NAMES_SHOWN]), *more]

@@ -162,16 +162,19 @@ def content_fingerprint(paths: Sequence[str | Path], *options: Any) -> str:
         DataError: a file is missing or unreadable.
     """
     digest = hashlib.sha256(repr(options).encode())
+    contents: dict[Path, bytes] = {}  # an archive is read once, however many of its members are named
     for path in paths:
         file, member = split_archive(Path(path))
-        content = hashlib.sha256()
-        try:
-            with open(file, "rb") as stream:
-                while block := stream.read(1 << 20):
-                    content.update(block)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-        digest.update(content.digest() + (member or "").encode())
+        if file not in contents:
+            content = hashlib.sha256()
+            try:
+                with open(file, "rb") as stream:
+                    while block := stream.read(1 << 20):
+                        content.update(block)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+            contents[file] = content.digest()
+        digest.update(contents[file] + (member or "").encode())
     return digest.hexdigest()
 
 

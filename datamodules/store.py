@@ -67,6 +67,11 @@ class TokenStore:
         self.__init__(state["directory"])
 
     @property
+    def text_tokens(self) -> int:
+        """Tokens without [CLS] and [SEP]; at least 1, since shares are of them."""
+        return max(self.facts["num_tokens"] - self.facts["num_rows"] - self.facts["num_texts"], 1)
+
+    @property
     def lengths(self) -> np.ndarray:
         """[N] tokens of each row, special tokens included."""
         return np.diff(self.offsets)

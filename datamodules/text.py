@@ -7,9 +7,11 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,6 +29,7 @@ from datamodules.tokenizers.base import Tokenizer, load_tokenizer, read_saved
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -79,12 +82,11 @@ class TextDataModule(pl.LightningDataModule):
         self.max_tokens_per_device = max_tokens_per_device
         self.num_workers = num_workers
         self.num_proc = num_proc
-        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.seed = seed
         self.inspect = inspect
         self.left_out: dict[Split, Counter[str]] = {}
         self.stores: dict[Split, TokenStore] = {}
-        self._contents: dict[Split, tuple[object, ...]] = {}
 
     def read(self, split: Split) -> Iterator[Row]:
         """The rows of a split in a fixed order; none where the corpus lacks it."""
@@ -103,19 +105,19 @@ class TextDataModule(pl.LightningDataModule):
         if self.stores:
             return
         self.prepare_tokenizer()
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             self._store(split)
 
     def setup(self, stage: str | None = None) -> None:
         if self.stores:
             return
         self.prepare_tokenizer()
-        self.stores = {split: self._store(split) for split in ("train", "val", "test")}
+        self.stores = {split: self._store(split) for split in SPLITS}
         if not len(self.stores["train"]):
-            raise DataError(f"the corpus has no training rows ({self.describe()})")
+            raise DataError(f"{self.describe()['source']}: the corpus has no training rows")
         for split, store in self.stores.items():
             if len(store):
-                log.info(f"{split}: {_summary(store.facts)}")
+                log.info(f"{split}: {_summary(store)}")
 
     def prepare_tokenizer(self) -> None:
         """Give the tokenizer its vocabulary where it has none: from the cache, or from the training texts."""
@@ -142,7 +144,7 @@ class TextDataModule(pl.LightningDataModule):
             raise DataError(f"{self.describe()['source']}: {error}") from error
         with written_whole(directory) as building:
             self.tokenizer.save(building)
-        log.info(f"vocabulary: {self.tokenizer.vocab_size:,} entries built from the training split")
+        log.info(f"vocabulary: {self.tokenizer.vocab_size:,} entries, by what the training split holds")
 
     @property
     def facts(self) -> dict:
@@ -203,14 +205,20 @@ class TextDataModule(pl.LightningDataModule):
         )
 
     def _content(self, split: Split) -> tuple[object, ...]:
-        """What `read(split)` gives: the corpus' own fingerprint, and the code that reads it."""
-        if split not in self._contents:
-            cls = type(self)
-            bases = [c for c in cls.__mro__ if issubclass(c, TextDataModule) and c is not TextDataModule]
-            code = [hashlib.sha256(Path(inspect.getfile(c)).read_bytes()).hexdigest() for c in bases]
-            name = f"{cls.__module__}.{cls.__qualname__}"
-            self._contents[split] = (name, *code, self.fingerprint(split))
-        return self._contents[split]
+        """What `read(split)` gives: the code that reads it, and the corpus' own fingerprint, which is asked for anew:
+        files may change before their rows are read."""
+        return (*self._code, self.fingerprint(split))
+
+    @cached_property
+    def _code(self) -> tuple[str, ...]:
+        """The code that reads the rows; asked for once, since the code that runs stays what it is."""
+        cls = type(self)
+        bases = [c for c in cls.__mro__ if issubclass(c, TextDataModule) and c is not TextDataModule]
+        code = []
+        for base in bases:
+            with suppress(OSError, TypeError):  # a class that was typed into a notebook has no file
+                code.append(hashlib.sha256(Path(inspect.getfile(base)).read_bytes()).hexdigest())
+        return (f"{cls.__module__}.{cls.__qualname__}", *code)
 
     def _store(self, split: Split) -> TokenStore:
         key = cache_key(
@@ -226,13 +234,13 @@ class TextDataModule(pl.LightningDataModule):
         )
 
 
-def _summary(facts: dict) -> str:
+def _summary(store: TokenStore) -> str:
     """A store's facts in a line."""
-    words = facts["num_tokens"] - facts["num_rows"] - facts["num_texts"]
+    facts, tokens = store.facts, store.text_tokens
     line = (
         f"{facts['num_rows']:,} rows, {facts['num_tokens']:,} tokens, "
-        f"{facts['num_characters'] / max(words, 1):.2f} characters a token, "
-        f"{facts['unknown_tokens'] / max(words, 1):.2%} [UNK], {facts['truncated_rows']:,} rows cut"
+        f"{facts['num_characters'] / tokens:.2f} characters a token, "
+        f"{facts['unknown_tokens'] / tokens:.2%} [UNK], {facts['truncated_rows']:,} rows cut"
     )
     return line + "".join(f", left out {count:,} ({why})" for why, count in facts["left_out"].items())
 

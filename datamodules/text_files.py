@@ -7,6 +7,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,14 @@ from typing import Any, Literal
 from datamodules.cache import cache_key, damaged, written_whole
 from datamodules.corpus import BadRows, DataError, Row, listed, shortened, text_problem
 from datamodules.file_corpus import READER_VERSION, FileCorpus
-from datamodules.files import find_files, format_of, only_records, read_values
+from datamodules.files import FORMATS, find_files, format_of, only_records, read_values
 from datamodules.text import Split
 
 log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
 Column = str | int
+UNLABELLED = "-1"  # what the hub's exports write where a test row keeps its label secret
 # Where a text that is too long may be cut: after the end of a sentence, with the quotation mark that closes it.
 _SENTENCE = re.compile(r".*?(?:[。！？!?；;…\n]+[”’」』）)]*|$)", re.DOTALL)
 
@@ -33,9 +35,11 @@ class TextFiles(FileCorpus):
         text: the column (key) of the text; a number, from 0, where the table has no header. In a .txt file a line
             is a text.
         text_pair: the column of a second text.
-        label: the column of the label; None: the rows have none.
+        label: the column of the label; None: the rows have none. In test rows it may be missing or empty, and -1
+            where that is no class, as on the hub.
         labels: the classes, in their order: a list of names, or a file with a name a line. A label is one of them,
-            or its number from 0. None: the distinct labels of the training files, sorted.
+            or, where no name is a number, its number from 0. None: the distinct labels of the training files,
+            sorted.
         id: the column of an id that must not occur twice in a file.
         format: txt, json (an object a line, or one array), csv, tsv or parquet; None: by the file's name.
         long_texts: "cut" texts at `max_length`, or "split" them at the ends of sentences into several rows.
@@ -67,12 +71,13 @@ class TextFiles(FileCorpus):
             raise ValueError(f"labels={labels}: name the column that holds them: data.label=NAME")
         if long_texts == "split" and (label is not None or text_pair is not None):
             raise ValueError("long_texts=split: is for plain texts; leave out data.label and data.text_pair")
-        if options.get("val") is None and options.get("split") is None:
-            options["split"] = [1 - HELD_OUT, HELD_OUT]
-            log.info(f"no validation file is named: {HELD_OUT:.0%} of data.train is held out (data.split)")
-        super().__init__(train=train, **options)
-        self.columns = {"text": text, "text_pair": text_pair, "label": label, "id": id}
-        self.columns = {option: column for option, column in self.columns.items() if column is not None}
+        if format is not None and format not in FORMATS.values():
+            raise ValueError(f"format={format}: must be one of {', '.join(dict.fromkeys(FORMATS.values()))}")
+        if long_texts not in ("cut", "split"):
+            raise ValueError(f"long_texts={long_texts}: must be one of cut, split")
+        super().__init__(train=train, held_out=HELD_OUT, **options)
+        columns = {"text": text, "text_pair": text_pair, "label": label, "id": id}
+        self.columns = {option: column for option, column in columns.items() if column is not None}
         kinds = {type(column) for column in self.columns.values()}
         if len(kinds) > 1:
             given = " ".join(f"data.{option}={column}" for option, column in self.columns.items())
@@ -108,32 +113,39 @@ class TextFiles(FileCorpus):
             with written_whole(directory) as building:
                 (building / "labels.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
         try:
-            names = json.loads((directory / "labels.json").read_text(encoding="utf-8"))
-            if not isinstance(names, list):
-                raise ValueError(f"no list but {shortened(names)}")
-        except (OSError, ValueError) as error:
+            found = json.loads((directory / "labels.json").read_text(encoding="utf-8"))
+            names, rows = found["names"], found["rows"]
+            if not isinstance(names, list) or not isinstance(rows, int):
+                raise ValueError(f"no classes but {shortened(found)}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise damaged("label", directory, error) from error
+        if 2 * len(names) > rows:
+            log.warning(
+                f"data.label={self.columns['label']}: {len(names):,} classes in {rows:,} training rows; does the "
+                f"column hold classes? They are {listed(names)}"
+            )
         return names
 
-    def _found_labels(self) -> list[str]:
-        """The distinct labels of the training files: whole numbers by value, then names."""
-        found: set[str] = set()
+    def _found_labels(self) -> dict[str, Any]:
+        """The distinct labels of the training files, sorted, and how many rows have one."""
+        found: Counter[str] = Counter()
         for path in self.files["train"]:
             bad_rows = BadRows(self.max_bad_rows)
             for place, record in self._records(path, bad_rows, labelled=True):
                 name, problem = self._class_name(record)
                 if name is not None:
-                    found.add(name)
+                    found[name] += 1
                 else:
                     bad_rows.add(path, place, problem)
             self.check_unchanged(path)
         if not found:
             raise DataError(f"{path}: not one label; {bad_rows.first[0]}")
-        return sorted(found, key=lambda name: (not name.isdecimal(), name.isdecimal() and len(name), name))
+        return {"names": sorted(found, key=_order_of_label), "rows": found.total()}
 
     def row_options(self) -> tuple:
         pieces = self.max_length if self.long_texts == "split" else None
-        return (sorted(self.columns.items()), pieces, self.label_names)
+        # Given names may be written as numbers, found ones may not.
+        return (sorted(self.columns.items()), pieces, self.given_labels is not None, self.label_names)
 
     def rows_of(self, path: Path, split: Split, bad_rows: BadRows) -> Iterator[Row | str]:
         names = self.label_names or []
@@ -196,6 +208,8 @@ class TextFiles(FileCorpus):
         name, problem = self._class_name(record)
         if name is None or name in index_of:
             return index_of.get(name), problem
+        if not labelled and name == UNLABELLED:
+            return None, None
         where = "data.labels" if self.given_labels is not None else "the training files"
         unknown = shortened(record[column])
         return None, f"{column}: unknown label {unknown}; {where}: {listed(self.label_names)}"
@@ -254,6 +268,13 @@ def _label_file(path: str) -> list[str]:
         names.append(name.strip())
     bad_rows.finish()
     return names
+
+
+def _order_of_label(name: str) -> tuple:
+    """Whole numbers by value, however long they are, then names."""
+    if re.fullmatch(r"-?\d+", name):
+        return False, Decimal(name), len(name), name
+    return True, 0, 0, name
 
 
 def _is_missing(value: Any) -> bool:

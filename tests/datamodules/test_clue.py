@@ -410,6 +410,26 @@ def test_fingerprints_follow_the_content(root):
     assert corpus.fingerprint("val") != first["val"]
 
 
+def test_a_file_beside_the_training_files_changes_nothing_of_them(root, tmp_path):
+    first = CLUE(source=str(root)).fingerprint("train")
+    test = write(tmp_path / "mine.json", [{"sentence": "没有标签"}])
+    assert CLUE(source=str(root), test=str(test)).fingerprint("train") == first
+    (root / "tnews/test.json").unlink()
+    assert CLUE(source=str(root)).fingerprint("train") == first
+
+
+def test_every_folders_labels_file_counts(root, tmp_path):
+    """Not only that of a split's first file."""
+    named = [{"label": "7", "label_des": "家政"}]
+    other = write(tmp_path / "other/more.json", [{"label": "7", "sentence": "保洁"}])
+    train = [str(root / "iflytek/train.json"), str(other)]
+
+    corpus = CLUE(task="iflytek", source=str(root), train=train)
+    first = corpus.fingerprint("train")
+    write(tmp_path / "other/labels.json", named)
+    assert corpus.fingerprint("train") != first
+
+
 # Real corpora
 
 

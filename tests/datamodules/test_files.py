@@ -158,3 +158,4 @@ def test_members_of_an_archive_have_fingerprints_of_their_own(files, tmp_path):
     a, e = tmp_path / "g.zip/inside/a.jsonl", tmp_path / "g.zip/inside/e.csv"
     assert content_fingerprint([a]) != content_fingerprint([e])
     assert content_fingerprint([a]) == content_fingerprint([a])
+    assert content_fingerprint([a, e]) != content_fingerprint([e, a])

@@ -68,6 +68,8 @@ def numbered(count: int, start: int = 0) -> list[list[str]]:
         (["привет мир 你好"], ("привет мир你好",)),
         (["😂 😂 哈 哈"], ("😂😂哈哈",)),
         (["  两 端  "], ("两端",)),
+        (["hello  world 你好"], ("hello world你好",)),
+        (["听   hello   world   很 久"], ("听hello world很久",)),
     ],
 )
 def test_spaces_of_the_files_go_and_those_of_the_text_stay(turns, plain):
@@ -124,6 +126,12 @@ def test_a_single_file_is_cut(tmp_path, caplog):
     assert read(LCCC(train=str(path), split=[0.5, 0.25, 0.25], seed=1), "test") != read(
         LCCC(train=str(path), split=[0.5, 0.25, 0.25], seed=2), "test"
     )
+
+
+def test_split_and_a_folder_exclude_each_other(tmp_path):
+    path = write(tmp_path / "LCCC-base_train.json", WORDS)
+    with pytest.raises(ValueError, match="cuts data.train alone; leave out data.source="):
+        LCCC(source=str(tmp_path), train=str(path), split=[0.5, 0.5])
 
 
 def test_several_files_are_one_split(tmp_path):

@@ -80,6 +80,7 @@ def test_a_table_without_a_header(tmp_path):
         ([1, "0", 1], ["坏", "好"], ["坏", "好"], [1, 0, 1]),
         (["好", "0", 1], ["坏", "好"], ["坏", "好"], [1, 0, 1]),
         ([2, 1, 2], ["1", "2"], ["1", "2"], [1, 0, 1]),
+        ([1, -1, 0, "-10", 10], None, ["-10", "-1", "0", "1", "10"], [3, 1, 2, 0, 4]),
     ],
 )
 def test_labels_are_names_or_numbers(tmp_path, written, labels, found, indices):
@@ -104,6 +105,38 @@ def test_test_rows_need_no_label_but_others_do(tmp_path):
     assert "line 2: label: no label" in str(caught.value)
 
 
+@pytest.mark.parametrize("secret", [-1, "-1", -1.0])
+def test_minus_one_is_no_label_in_test_rows_where_it_is_no_class(tmp_path, secret):
+    train = write(tmp_path / "a.jsonl", [{"text": "一", "label": 0}, {"text": "二", "label": 1}])
+    test = write(tmp_path / "b.jsonl", [{"text": "三", "label": secret}, {"text": "四", "label": 1}])
+    corpus = TextFiles(train=train, val=train, test=test, label="label")
+    assert [row.label for row in rows(corpus, "test")] == [None, 1]
+    with pytest.raises(DataError, match="line 1: label: unknown label"):
+        rows(TextFiles(train=train, val=test, label="label"), "val")
+    signed = write(tmp_path / "c.jsonl", [{"text": "一", "label": -1}, {"text": "二", "label": 1}])
+    corpus = TextFiles(train=signed, val=signed, test=test, label="label")
+    assert [row.label for row in rows(corpus, "test")] == [0, 1]
+
+
+def test_a_column_that_holds_no_classes_is_told_at_every_start(tmp_path, caplog):
+    path = write(tmp_path / "a.csv", ["text,title,kind", *(f"文{n},题{n // 2},{n % 2}" for n in range(8))])
+    options = {"train": path, "val": path, "cache_dir": str(tmp_path / "cache")}
+    for label, told in (("kind", False), ("title", False), ("text", True), ("text", True)):
+        caplog.clear()
+        assert TextFiles(label=label, **options).label_names
+        assert (f"data.label={label}: 8 classes in 8 training rows" in caplog.text) == told
+
+
+def test_names_and_their_numbers_are_kept_apart(tmp_path):
+    """Of given names a row may give the number, of found ones not: tokens of the one are not the other's."""
+    train = write(tmp_path / "a.jsonl", [{"text": "一", "label": "x"}, {"text": "二", "label": "y"}])
+    val = write(tmp_path / "b.jsonl", [{"text": "三", "label": 1}])
+    options = {"train": train, "val": val, "label": "label"}
+    given, found = TextFiles(labels=["x", "y"], **options), TextFiles(**options)
+    assert given.label_names == found.label_names and rows(given, "val") == [Row("三", 1)]
+    assert given.fingerprint("val") != found.fingerprint("val")
+
+
 def test_a_label_that_training_does_not_have(tmp_path):
     train = write(tmp_path / "a.jsonl", [{"text": "一", "label": "x"}, {"text": "二", "label": "y"}])
     val = write(tmp_path / "b.jsonl", [{"text": "三", "label": "z"}, {"text": "四", "label": "x"}])
@@ -112,6 +145,43 @@ def test_a_label_that_training_does_not_have(tmp_path):
         rows(corpus, "val")
     tolerant = TextFiles(train=train, val=val, label="label", max_bad_rows=1)
     assert rows(tolerant, "val") == [Row("四", 0)] and tolerant.left_out["val"] == {"bad rows": 1}
+
+
+# Where rows come from
+
+
+def test_many_files_are_told_by_their_pattern(tmp_path, caplog):
+    for number in range(30):
+        write(tmp_path / f"{number:02}.txt", ["一", f"第{number}句"])
+    pattern = f"{tmp_path}/*.txt"
+    corpus = TextFiles(train=pattern, val=write(tmp_path / "val", ["一"]), format="txt")
+    about = corpus.describe()
+    assert about["source"] == pattern
+    assert about["files"]["train"] == [*(f"{tmp_path}/{n:02}.txt" for n in range(10)), "and 20 more"]
+    rows(corpus)
+    assert f"30 in val ({tmp_path}/val); kept" in caplog.text
+    listed = [f"{tmp_path}/{number:02}.txt" for number in range(12)]
+    source = TextFiles(train=listed, val=listed[0]).describe()["source"]
+    assert source == ", ".join([*listed[:10], "and 2 more"])
+
+
+def test_what_is_left_out_of_a_cut_file_is_counted_once(tmp_path):
+    path = write(tmp_path / "a.txt", ["\0", *(f"第{n}句" for n in range(20))])
+    corpus = TextFiles(train=path, split=[0.8, 0.1, 0.1], max_bad_rows=1)
+    assert [len(rows(corpus, split)) for split in ("train", "val", "test")] == [16, 2, 2]
+    assert corpus.left_out == {"train": {"bad rows": 1}, "val": {}, "test": {}}
+
+
+def test_a_cut_file_that_changes_is_cut_anew(tmp_path):
+    path = Path(write(tmp_path / "a.txt", [f"第{n}句" for n in range(40)]))
+    corpus = TextFiles(train=str(path))
+    rows(corpus), corpus.fingerprint("train")
+    write(path, [f"第{n}行" for n in range(100, 140)])
+    corpus.fingerprint("val")
+    fresh = TextFiles(train=str(path))
+    for split in ("train", "val"):
+        assert rows(corpus, split) == rows(fresh, split)
+        assert corpus.fingerprint(split) == fresh.fingerprint(split)
 
 
 # Ids, long texts, overlaps
@@ -159,6 +229,8 @@ def test_training_texts_that_stand_in_val_are_counted(tmp_path, caplog):
         ({"labels": ["a"]}, "labels=['a']: name the column that holds them: data.label=NAME"),
         ({"label": "label", "labels": ["a", "a"]}, "names a class twice"),
         ({"label": 1}, "data.text=text data.label=1: name all columns, or number all of them"),
+        ({"format": "xml"}, "format=xml: must be one of txt, json, csv, tsv, parquet"),
+        ({"long_texts": "fold"}, "long_texts=fold: must be one of cut, split"),
         ({"label": "label", "long_texts": "split"}, "long_texts=split: is for plain texts"),
         ({"train": "b.data"}, "b.data: its name does not tell its format"),
         ({"val": "no.txt"}, "data.val=no.txt: no such file"),
