@@ -108,6 +108,8 @@ SET_BY_CODE = {
 }
 
 MAX_TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
+# An option that is taken from another one, whose path is the group.
+INTERPOLATED = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,null)?\}")
 
 
 class ConfigError(Exception):
@@ -267,7 +269,7 @@ class _Check:
         node = parent._get_node(key)
         interpolation = node._value() if node is not None and node._is_interpolation() else None
         if interpolation is not None:
-            source = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,null)?\}", str(interpolation))
+            source = INTERPOLATED.fullmatch(str(interpolation))
             self.sources[path] = source[1] if source else path
         try:
             value = parent[key]

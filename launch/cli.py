@@ -6,6 +6,7 @@ file is wrong (one line each, no traceback); 130 Ctrl-C, 143 SIGTERM. Nothing he
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -45,10 +46,11 @@ def entrypoint(task: Task) -> Callable[[], Any]:
     @functools.wraps(task)
     def job(config: DictConfig) -> Any:
         started.run_dir = Path(HydraConfig.get().runtime.output_dir)
+        typed = copy.deepcopy(config)  # Hydra resolves interpolations in place when it builds a node
         try:
             return task(config)
         except Exception as error:
-            line = _mistake(error, config)
+            line = _mistake(error, typed)
             # In a sweep Hydra goes on with the other jobs and raises at the end.
             if line is None or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
@@ -96,16 +98,19 @@ class _Started:
 
 
 def register_resolvers() -> None:
-    """The interpolations that conf/ uses: `${run_name:stage,model,data}`, `${step_limit:...}`,
+    """The interpolations that conf/ uses: `${run_name:stage,inspect,model,data}`, `${step_limit:...}`,
     `${run_id:directory}`."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("step_limit", step_limit, replace=True)
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
 
 
-def run_name(stage: str, model: str, data: str) -> str:
-    """The run directory's parent: `wobert-clue` for training, else the stage."""
-    return f"{model}-{data}" if stage == "fit" else str(stage)
+def run_name(stage: str, inspect: bool, model: str, data: str) -> str:
+    """The run directory's parent: `wobert-clue` for training, `inspect-clue` for a look at the corpus, else the
+    stage."""
+    if stage != "fit":
+        return str(stage)
+    return f"inspect-{data}" if inspect is True else f"{model}-{data}"
 
 
 def run_id(directory: str) -> str:
@@ -173,7 +178,7 @@ def _mistake(error: Exception, config: DictConfig | None = None) -> str | None:
         cause, node = error.__cause__, _node_of(error, config)
     option = _option_of(cause, node, config) if isinstance(cause, ValueError) else None
     if option is not None:
-        return f"{option}{str(cause)[len(option.rpartition('.')[2]) :]}"
+        return f"{option}={str(cause).partition('=')[2]}"
     if corpus is not None and isinstance(cause, corpus.DataError):
         return str(cause)
     refused = isinstance(cause, (ValueError, OSError)) or type(cause).__name__ == "MisconfigurationException"
@@ -192,7 +197,7 @@ def _node_of(error: InstantiationException, config: DictConfig | None) -> str:
 
 
 def _option_of(error: ValueError, node: str, config: DictConfig | None) -> str | None:
-    """`model.backbone.hidden_size` for `hidden_size=65: ...` where the config holds it with that value."""
+    """What was typed, `model.backbone.hidden_size`, for `hidden_size=65: ...` where the config holds that value."""
     named = re.match(r"(\w+)=([^:,]*)", str(error))
     if named is None or config is None:
         return None
@@ -201,7 +206,21 @@ def _option_of(error: ValueError, node: str, config: DictConfig | None) -> str |
         for path, value in _leaves(OmegaConf.to_container(config, resolve=True))
         if path.rpartition(".")[2] == named[1] and str(value) == named[2] and path.startswith(node)
     ]
-    return min(paths, key=lambda path: path.count("."), default=None)
+    path = min(paths, key=lambda path: path.count("."), default=None)
+    return None if path is None else _as_typed(path, OmegaConf.to_container(config, resolve=False))
+
+
+def _as_typed(path: str, values: dict[str, Any]) -> str:
+    """`tokenizer.words` for `data.tokenizer.words`, whose parent is interpolated: `values` are the unresolved ones."""
+    from launch.check import INTERPOLATED
+
+    keys, value = path.split("."), values
+    for place, key in enumerate(keys, 1):
+        value = value.get(key)
+        source = INTERPOLATED.fullmatch(value) if isinstance(value, str) else None
+        if source is not None:
+            return _as_typed(".".join([source[1], *keys[place:]]), values)
+    return path
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -69,8 +69,7 @@ class Run:
         ValueError: on entering, see `check_free`.
 
     Attributes:
-        run_metrics: the trainer's `RunMetrics`: throughput, and wall seconds of the processes that were
-        killed.
+        run_metrics: the trainer's `RunMetrics`: throughput, and wall seconds of the processes that were killed.
     """
 
     def __init__(
@@ -208,8 +207,7 @@ def find_checkpoint(
     """The checkpoint that `ckpt_path` means.
 
     Args:
-        ckpt_path: None; "last": this run directory's last.ckpt; a run directory: its last.ckpt for fit, else
-        its
+        ckpt_path: None; "last": this run directory's last.ckpt; a run directory: its last.ckpt for fit, else its
             best.ckpt, or last.ckpt where it has no best; a .ckpt file.
         run_dir: this run's directory.
         stage: what it is for.

@@ -14,12 +14,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 
-from datamodules.inspection import inspect_corpus, report
-from datamodules.tokenizers.base import load_tokenizer
+from datamodules.inspection import inspect_corpus
+from datamodules.tokenizers.base import Tokenizer, load_tokenizer
 from launch.callbacks import Interruption, RunMetrics
 from launch.check import ConfigError
 from launch.checkpoint_io import AtomicCheckpointIO
 from launch.data_plots import plot_labels, plot_lengths
+from launch.data_report import report
 from launch.export import export_run, score_names
 from launch.plots import plot_curves
 from launch.predict import (
@@ -165,25 +166,15 @@ def vocabulary(cfg: DictConfig, run: Run, datamodule: Any) -> None:
     directory = run.directory / "tokenizer"
     with replaced_whole(directory) as building:
         tokenizer.save(building, datamodule.max_length)
-    origin, size = tokenizer.origin, tokenizer.vocab_size
+    origin = tokenizer.origin
     run.source = datamodule.describe()["source"]
     run.metrics = {
-        "vocabulary/size": size,
+        "vocabulary/size": tokenizer.vocab_size,
         "vocabulary/kept": origin.kept,
         "vocabulary/dropped": origin.dropped,
         "vocabulary/added": origin.added,
     }
-    kept = {"vocabulary": "of the vocabulary that was there", "texts": "special tokens and characters"}
-    dropped = f", {origin.dropped:,} others of it dropped" if origin.dropped else ""
-    log.info(f"{size:,} entries: {origin.kept:,} {kept[origin.base]}{dropped}")
-    if origin.added:
-        words = tokenizer.vocab[-origin.added :]
-        shown = (
-            words[:SHOWN_WORDS]
-            + ["..."] * (len(words) > 2 * SHOWN_WORDS)
-            + words[SHOWN_WORDS:][-SHOWN_WORDS:]
-        )
-        log.info(f"{origin.added:,} words added ({origin.words}): {' '.join(shown)}")
+    _tell_vocabulary(tokenizer)
     log.info(f"to use it: tokenizer.init_from={directory}")
 
 
@@ -246,3 +237,18 @@ def _describe(datamodule: Any) -> tuple[str, dict[str, Any]]:
 def _tell(metrics: dict[str, Any]) -> None:
     for name in score_names(metrics):
         log.info(f"{name:32} {float(metrics[name]):.4f}")
+
+
+def _tell_vocabulary(tokenizer: Tokenizer) -> None:
+    origin = tokenizer.origin
+    kept = {"vocabulary": "of the vocabulary that was there", "texts": "special tokens and characters"}
+    dropped = f", {origin.dropped:,} others of it dropped" if origin.dropped else ""
+    log.info(f"{tokenizer.vocab_size:,} entries: {origin.kept:,} {kept[origin.base]}{dropped}")
+    if origin.added:
+        words = tokenizer.vocab[-origin.added :]
+        shown = (
+            words[:SHOWN_WORDS]
+            + ["..."] * (len(words) > 2 * SHOWN_WORDS)
+            + words[SHOWN_WORDS:][-SHOWN_WORDS:]
+        )
+        log.info(f"{origin.added:,} words added ({origin.words}): {' '.join(shown)}")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from hydra import version
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
 from launch.check import check_command_line
 from launch.cli import VERSION_BASE, register_resolvers
-from launch.explain import config_loader
+from launch.explain import compose, config_loader
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -284,6 +285,25 @@ def test_mistake_of_a_sweep(typed, lines):
 )
 def test_what_is_right_passes(typed):
     assert told(typed) == []
+
+
+@pytest.mark.parametrize(
+    "typed, parent",
+    [
+        ("", "wobert-clue"),
+        ("model=bert data=lccc data.inspect=false", "bert-lccc"),
+        ("data=lccc data.inspect=true", "inspect-lccc"),
+        ("~data.inspect", "wobert-clue"),  # a corpus that has no such option
+        ("stage=vocabulary", "vocabulary"),
+        ("stage=test ckpt_path=a data.inspect=true", "test"),
+    ],
+)
+def test_the_directory_is_named_by_what_is_done(typed, parent, monkeypatch):
+    config, lines = compose(config_loader(REPOSITORY / "conf"), "train", typed.split())
+    assert lines == []
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    assert config.hydra.run.dir.startswith(f"runs/{parent}/")
+    assert config.hydra.sweep.dir.startswith(f"runs/sweep-{parent}/")
 
 
 def run_directory(path, status):

@@ -297,6 +297,26 @@ def test_a_checkpoint_without_its_run_is_told(corpus, tmp_path):
     assert outcome.code == 2 and "its run is needed too" in outcome.err
 
 
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (
+            ["stage=vocabulary", "tokenizer.words=no.txt", "tokenizer.add_words=5"],
+            "tokenizer.words=no.txt: is neither corpus nor jieba, and there is no such file",
+        ),
+        (["model.init_from=./no", "model.optimizer.lr=1e-5"], "model.init_from=./no: no such directory"),
+        (
+            ["model=bert", "tokenizer=pretrained", "model.init_from=./no", "model.optimizer.lr=1e-5"],
+            "model.init_from=./no: no such directory",
+        ),
+        (["tokenizer.init_from=./no"], "tokenizer.init_from=./no: no such directory"),
+    ],
+)
+def test_an_option_that_another_one_brings_is_told_as_it_is_typed(options, told, tmp_path):
+    outcome = run(tmp_path / "run", *options)
+    assert outcome.code == 2 and outcome.err.startswith(told), outcome.err
+
+
 def test_an_inspection_leaves_a_report_and_trains_nothing(corpus, tmp_path):
     directory = tmp_path / "run"
     outcome = finished(directory, *corpus, "data.inspect=true")

@@ -72,12 +72,12 @@ class WordTokenizer(VocabularyTokenizer):
             raise ValueError(f"add_words={add_words}: must be at least 1")
         if exists and words is not None and add_words is None:
             raise ValueError(
-                f"words={words}: how many of them does the vocabulary get? type add_words=20000, or for the "
-                "weights of a checkpoint model.expand_vocabulary=20000"
+                f"words={words}: how many of them does the vocabulary get? type tokenizer.add_words=20000, or "
+                "for the weights of a checkpoint model.expand_vocabulary=20000"
             )
         if simplify and not exists:
             raise ValueError(
-                f"simplify={simplify}: there is no vocabulary yet; name one with vocab= or init_from="
+                f"simplify={simplify}: there is no vocabulary yet; name one with tokenizer.vocab="
             )
         if simplify and vocab is None and add_words is None:
             raise ValueError(

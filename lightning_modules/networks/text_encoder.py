@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,7 +126,9 @@ class TextEncoder(nn.Module):
                 self.config.vocab_size, self.config.pad_token_id = vocab_size, pad_id
             return AutoModelForMaskedLM.from_config(self.config)
         options = {"output_loading_info": True, "dtype": torch.float32}
-        model, report = _load(AutoModelForMaskedLM, self.init_from, **options)
+        on_disk = Path(self.init_from).expanduser().is_dir()
+        with _without_progress_bar() if on_disk else nullcontext():  # a download is worth a bar
+            model, report = _load(AutoModelForMaskedLM, self.init_from, **options)
         if report["missing_keys"]:
             names = sorted(report["missing_keys"])
             log.warning(f"init_from={self.init_from}: not in the checkpoint, hence new: {names}")
@@ -200,13 +204,8 @@ class TextEncoder(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write configuration and weights as stock transformers reads them."""
-        shown = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()  # of one file, and over the lines of a run
-        try:
+        with _without_progress_bar():
             self.model.save_pretrained(directory)
-        finally:
-            if shown:
-                transformers_logging.enable_progress_bar()
 
     @property
     def _head(self) -> nn.Module | None:
@@ -283,6 +282,18 @@ class TextEncoder(nn.Module):
             row_ids=np.arange(2),
         ).to(device)
         return self._unpadded(batch, batch.input_ids)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws one for a single file of weights, over the lines of a run."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _load(auto_class: type, source: str, **options: Any) -> Any:

@@ -11,8 +11,9 @@ from rich.cells import cell_len
 
 from datamodules import inspection
 from datamodules.corpus import DataError, Row
-from datamodules.inspection import inspect_corpus, report
+from datamodules.inspection import inspect_corpus
 from datamodules.text import TextDataModule
+from launch.data_report import report
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 KNOWN = "天地玄黄宇宙洪"

@@ -209,7 +209,10 @@ def test_mistakes_name_the_option(tmp_path: Path) -> None:
     cases = [
         ({"add_words": 0}, "add_words=0: must be at least 1"),
         ({"words": "jeiba"}, "words=jeiba: is neither corpus nor jieba, and there is no such file"),
-        ({"vocab": CHARACTERS, "words": "jieba"}, "words=jieba: how many of them .* add_words=20000"),
+        (
+            {"vocab": CHARACTERS, "words": "jieba"},
+            "words=jieba: how many of them .* tokenizer.add_words=20000",
+        ),
         ({"simplify": True}, "simplify=True: there is no vocabulary yet"),
         ({"init_from": "x", "simplify": True}, "simplify=True: gives other ids than the weights of x"),
         ({"vocab": CHARACTERS, "words": known, "add_words": 1}, f"words={known}: .* there is none to add"),
