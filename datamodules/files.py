@@ -41,6 +41,7 @@ FORMATS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+KINDS = tuple(dict.fromkeys(FORMATS.values()))
 ROWS_PER_READ = 4096
 # Bytes of a line, characters of a JSON item or of a table's field: a file of another kind must not fill the memory.
 LONGEST_ROW = 1 << 26
@@ -127,7 +128,7 @@ def _members(given: str, archive: Path, member: str | None) -> list[Path]:
 
 
 def format_of(path: Path, wanted: str | None = None) -> str:
-    """One of `FORMATS`' values: as wanted, else by the ending of the name (before .gz).
+    """One of `KINDS`: as wanted, else by the ending of the name (before .gz).
 
     Raises:
         DataError: the name says nothing.
@@ -136,9 +137,7 @@ def format_of(path: Path, wanted: str | None = None) -> str:
         return wanted
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix.lower() not in FORMATS:
-        raise DataError(
-            f"{path}: its name does not tell its format; name it: data.format={'|'.join(dict.fromkeys(FORMATS.values()))}"
-        )
+        raise DataError(f"{path}: its name does not tell its format; name it: data.format={'|'.join(KINDS)}")
     return FORMATS[suffix.lower()]
 
 
@@ -243,7 +242,7 @@ def read_values(
     caller's to call.
 
     Args:
-        format: one of `FORMATS`' values; None: by the name.
+        format: one of `KINDS`; None: by the name.
 
     Raises:
         DataError: no such file, a directory, unreadable, damaged, of another format, or without a single row.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from datamodules.cache import cache_key, damaged, written_whole
 from datamodules.corpus import BadRows, DataError, Row, listed, shortened, text_problem
 from datamodules.file_corpus import READER_VERSION, FileCorpus
-from datamodules.files import FORMATS, find_files, format_of, only_records, read_values
+from datamodules.files import KINDS, find_files, format_of, only_records, read_values
 from datamodules.text import Split
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ class TextFiles(FileCorpus):
             raise ValueError(f"labels={labels}: name the column that holds them: data.label=NAME")
         if long_texts == "split" and (label is not None or text_pair is not None):
             raise ValueError("long_texts=split: is for plain texts; leave out data.label and data.text_pair")
-        if format is not None and format not in FORMATS.values():
-            raise ValueError(f"format={format}: must be one of {', '.join(dict.fromkeys(FORMATS.values()))}")
+        if format is not None and format not in KINDS:
+            raise ValueError(f"format={format}: must be one of {', '.join(KINDS)}")
         if long_texts not in ("cut", "split"):
             raise ValueError(f"long_texts={long_texts}: must be one of cut, split")
         super().__init__(train=train, held_out=HELD_OUT, **options)

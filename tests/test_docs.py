@@ -6,6 +6,7 @@ import re
 import shlex
 
 import pytest
+from real_data import needs_real_data
 from running import REPOSITORY, TINY, finished, summary
 
 EXTENDING = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -77,9 +78,7 @@ def test_ones_own_texts(command, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "REAL_DATA" not in os.environ, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
+@needs_real_data
 @pytest.mark.parametrize("command", data_commands(real=True))
 def test_real_corpora(command, tmp_path):
     arguments = [os.path.expandvars(argument) for argument in shlex.split(command)[2:]]

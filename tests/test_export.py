@@ -8,17 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from real_data import REAL_DATA, needs_real_data
 from running import TINY, finished, jsonl, run, summary, values
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from datamodules.clue import CLUE
 from datamodules.text import TextInput
 from launch.predict import load_for_prediction
-
-REAL_DATA = os.environ.get("REAL_DATA")
-needs_real_data = pytest.mark.skipif(
-    not REAL_DATA, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
 
 WOBERT = "lightning_modules.wobert.WoBERT"
 MASKED = ["北京[MASK]今天很好", "[MASK]球队赢了[MASK]", "a[MASK]b 2018[MASK]！"]

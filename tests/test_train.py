@@ -9,15 +9,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from real_data import REAL_DATA, needs_real_data
 from running import REPOSITORY, TINY, finished, metrics, run, summary, values, weights
 
 from datamodules.clue import CLUE
 from lightning_modules.masking import Masking
-
-REAL_DATA = os.environ.get("REAL_DATA")
-needs_real_data = pytest.mark.skipif(
-    not REAL_DATA, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
 
 SUMMARY_KEYS = [
     "stage",

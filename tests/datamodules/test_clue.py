@@ -3,23 +3,19 @@
 import gzip
 import json
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from real_data import needs_real_data, real
 
 from datamodules.clue import CLUE, TASKS
 from datamodules.corpus import DataError, Row
 
 TNEWS = list(TASKS["tnews"].ids)
 REINDEXED = [{"label": str(index), "label_des": name} for index, name in enumerate(["教育", "财经", "房产"])]
-
-real_data = pytest.mark.skipif(
-    "REAL_DATA" not in os.environ, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
 
 
 def write(path: Path, rows: list) -> Path:
@@ -433,14 +429,7 @@ def test_every_folders_labels_file_counts(root, tmp_path):
 # Real corpora
 
 
-def real(*parts: str) -> str:
-    path = Path(os.environ["REAL_DATA"], *parts)
-    if not path.exists():
-        pytest.skip(f"REAL_DATA has no {'/'.join(parts)}")
-    return str(path)
-
-
-@real_data
+@needs_real_data
 def test_real_tnews():
     corpus = CLUE(source=real("clue"))
     assert len(labels_read(corpus)) == 7804 and len(labels_read(corpus, "val")) == 4928
@@ -449,7 +438,7 @@ def test_real_tnews():
     assert corpus.label_names[counts.most_common()[-1][0]] == "news_stock" and len(counts) == 15
 
 
-@real_data
+@needs_real_data
 def test_real_iflytek():
     corpus = CLUE(task="iflytek", source=real("clue"))
     assert len(labels_read(corpus)) == 3024 and len(labels_read(corpus, "val")) == 1373
@@ -457,7 +446,7 @@ def test_real_iflytek():
     assert corpus.label_names[113] == "办公" and not any(name.isdecimal() for name in corpus.label_names)
 
 
-@real_data
+@needs_real_data
 def test_real_afqmc():
     corpus = CLUE(task="afqmc", source=real("clue"))
     assert len(labels_read(corpus)) == 34334 and len(labels_read(corpus, "val")) == 4316
@@ -465,7 +454,7 @@ def test_real_afqmc():
     assert all(len(row.texts) == 2 for row in corpus.read("val"))
 
 
-@real_data
+@needs_real_data
 def test_real_tnews_with_labels_of_its_own():
     corpus = CLUE(source=real("tnews/dataclue"))
     assert corpus.label_names[:3] == ["教育", "财经", "房产"] and len(corpus.label_names) == 15
@@ -474,7 +463,7 @@ def test_real_tnews_with_labels_of_its_own():
         CLUE(source=real("tnews/dataclue"), val=real("clue/tnews/dev.json")).label_names  # noqa: B018
 
 
-@real_data
+@needs_real_data
 def test_real_tnews_with_number_labels():
     folder = Path(real("tnews/fewclue"))
     corpus = CLUE(train=str(folder / "train_few_all.json"), val=str(folder / "dev_few_all.json"),
@@ -483,7 +472,7 @@ def test_real_tnews_with_number_labels():
     assert Counter(labels_read(corpus, "test")) == dict.fromkeys(range(15), 134)
 
 
-@real_data
+@needs_real_data
 def test_real_iflytek_cut_from_one_file():
     corpus = CLUE(task="iflytek", train=real("iflytek/dataclue/dev.json"), split=[0.8, 0.1, 0.1])
     parts = [list(corpus.read(split)) for split in ("train", "val", "test")]

@@ -3,13 +3,13 @@
 import gzip
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from real_data import needs_real_data, real
 
 from datamodules.corpus import DataError, Row
 from datamodules.lccc import LCCC, despaced
@@ -25,10 +25,6 @@ WORDS = [
     ["iphone6 好用 吗", "还行", "我 也 想 买"],
 ]
 CHARACTERS = [[" ".join(turn) for turn in dialogue] for dialogue in TEXTS]
-
-real_data = pytest.mark.skipif(
-    "REAL_DATA" not in os.environ, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
 
 
 def write(path: Path, dialogues: list, lines: bool | None = None) -> Path:
@@ -283,12 +279,9 @@ def test_options_are_refused_at_construction(tmp_path, monkeypatch, options, mes
 # The real thing
 
 
-@real_data
+@needs_real_data
 def test_real_lccc():
-    path = Path(os.environ["REAL_DATA"], "dialogue", "lccc_base", "LCCC-base_valid.json")
-    if not path.exists():
-        pytest.skip(f"REAL_DATA has no {path.name}")
-    corpus = LCCC(train=str(path))
+    corpus = LCCC(train=real("dialogue/lccc_base/LCCC-base_valid.json"))
     rows = read(corpus) + read(corpus, "val")
     assert len(rows) == 20000 and not any(" " in turn for row in rows for turn in row)
     assert ("啊我好爱虾仁蛋黄酱金枪鱼蛋黄酱", "那个饭凉了吧唧的怎么吃啊摔") in rows

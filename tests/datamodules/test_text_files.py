@@ -2,18 +2,14 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from real_data import REAL_DATA, needs_real_data
 
 from datamodules.corpus import DataError, Row
 from datamodules.text_files import TextFiles, pieces_of
-
-real_data = pytest.mark.skipif(
-    "REAL_DATA" not in os.environ, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
 
 
 def write(path: Path, lines: list) -> str:
@@ -249,10 +245,6 @@ def test_options_are_refused_at_construction(tmp_path, monkeypatch, options, mes
 # Real corpora: the options are those of docs/data.md
 
 
-def real(path: str) -> str:
-    return str(Path(os.environ["REAL_DATA"], path))
-
-
 REAL = {
     "thucnews": (
         {"train": "thucnews/dev.txt", "format": "tsv", "text": 0, "label": 1, "labels": "thucnews/class.txt"},
@@ -281,15 +273,15 @@ REAL = {
 }  # fmt: skip
 
 
-@real_data
+@needs_real_data
 @pytest.mark.parametrize("name", REAL)
 def test_real_corpora(name):
     options, sizes, classes, left_out = REAL[name]
     options = {
-        key: real(value) if isinstance(value, str) and "/" in value else value
+        key: f"{REAL_DATA}/{value}" if isinstance(value, str) and "/" in value else value
         for key, value in options.items()
     }
-    if not list(Path(os.environ["REAL_DATA"]).glob(REAL[name][0]["train"].split(".zip")[0] + "*")):
+    if not list(Path(REAL_DATA).glob(REAL[name][0]["train"].split(".zip")[0] + "*")):
         pytest.skip(f"REAL_DATA has no {name}")
     corpus = TextFiles(**options)
     splits = {split: rows(corpus, split) for split in ("train", "val", "test")}

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import REAL_DATA, needs_real_data
 
 from datamodules.tokenizers.base import load_tokenizer, resolve_pretrained
 from datamodules.tokenizers.char import CharTokenizer
@@ -20,10 +20,6 @@ from datamodules.tokenizers.pretrained import PretrainedTokenizer
 from datamodules.tokenizers.vocabulary import SPECIAL_TOKENS, read_vocabulary
 from datamodules.tokenizers.word import WordTokenizer
 
-REAL_DATA = os.environ.get("REAL_DATA")
-needs_real_data = pytest.mark.skipif(
-    not REAL_DATA, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
 ROOT = Path(__file__).parents[2]
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789"]

@@ -1,12 +1,12 @@
 """Vocabularies built: the article's own entry by entry, words from texts, from jieba, from a list, on top of others."""
 
 import json
-import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from real_data import REAL_DATA, needs_real_data
 from running import finished, run, summary
 
 from datamodules.tokenizers.base import load_tokenizer
@@ -14,11 +14,6 @@ from datamodules.tokenizers.builders import Origin, has_words, jieba_words, simp
 from datamodules.tokenizers.char import CharTokenizer
 from datamodules.tokenizers.vocabulary import SPECIAL_TOKENS, read_vocabulary
 from datamodules.tokenizers.word import WordTokenizer
-
-REAL_DATA = os.environ.get("REAL_DATA")
-needs_real_data = pytest.mark.skipif(
-    not REAL_DATA, reason="REAL_DATA is unset: the real corpora are not on this machine"
-)
 
 # As BERT's: the special tokens are not first, characters stand in both forms, some entries are for nothing.
 CHARACTERS = [
