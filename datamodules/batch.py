@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+def num_rows(batch: Any) -> int:
+    """Rows of a `TokenBatch`, or of an (x, y) batch."""
+    return batch.num_rows if isinstance(batch, TokenBatch) else len(batch[0])
+
+
 @dataclass
 class TokenBatch:
-    """N rows with T tokens in all, flat. L is the longest row's length.
+    """N rows with T tokens in all, flat. L is the longest row's length. A rank that has no row to evaluate gets N = 0.
 
     Tensors are int64 unless said otherwise. Row r's tokens are `[cu_seqlens[r], cu_seqlens[r + 1])`.
 
@@ -65,12 +71,12 @@ class TokenBatch:
 
         Args:
             input_ids, char_counts: [T] integers; word_starts: [T] bool.
-            lengths: [N] tokens of each row, at least 1; row_ids: [N].
+            lengths: [N] tokens of each row, at least 1; row_ids: [N]. N may be 0.
             text_starts: [T] bool, True where a text but the first of its row starts.
             labels: [N], or None.
         """
         lengths = lengths.astype(np.int64)
-        total, longest = int(lengths.sum()), int(lengths.max())
+        total, longest = int(lengths.sum()), int(lengths.max(initial=0))
         starts = np.cumsum(lengths) - lengths
         first = np.repeat(starts, lengths)
         position = np.arange(total) - first

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from datamodules.batch import TokenBatch
 from datamodules.corpus import DataError
@@ -157,16 +157,24 @@ def _tokens(batch: TokenBatch) -> int:
     return batch.num_tokens
 
 
-class PlanSampler(Sampler):
-    """Keys (epoch, index) of `PlannedRows` from `start` to the end of the epoch; Lightning sets the epoch."""
+class PlanSampler(SequentialSampler):
+    """Keys (epoch, index) of `PlannedRows` from `start` to the end of the epoch; Lightning sets the epoch.
 
-    def __init__(self, num_batches: int):
+    Sequential, or else Lightning puts another in its place where it overfits.
+
+    Args:
+        num_batches: of an epoch.
+        repeat: every epoch is the first one again, with the same rows and draws.
+    """
+
+    def __init__(self, num_batches: int, repeat: bool = False):
         self.num_batches = num_batches
+        self.repeat = repeat
         self.epoch = 0
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch = 0 if self.repeat else epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter([(self.epoch, index) for index in range(self.start, self.num_batches)])
@@ -179,13 +187,24 @@ class PlannedLoader(DataLoader):
     """A DataLoader over planned batches that resumes on the very next row.
 
     Lightning stores `state_dict()` in every checkpoint; a plain DataLoader would start the epoch anew there.
+
+    Args:
+        limit: the share of an epoch, or the number of its batches, after which Lightning ends it.
+        repeat: every epoch is the first one again.
     """
 
-    def __init__(self, rows: PlannedRows, num_workers: int = 0, pin_memory: bool = False):
+    def __init__(
+        self,
+        rows: PlannedRows,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        limit: int | float = 1.0,
+        repeat: bool = False,
+    ):
         super().__init__(
             rows,
             batch_size=None,
-            sampler=PlanSampler(len(rows)),
+            sampler=PlanSampler(len(rows), repeat),
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
@@ -193,6 +212,7 @@ class PlannedLoader(DataLoader):
         )
         self.consumed = 0
         self._start = 0
+        self._batches_per_epoch = min(limit, len(rows)) if isinstance(limit, int) else int(limit * len(rows))
 
     def __iter__(self) -> Iterator[TokenBatch]:
         # A generator: the first batch is asked for after Lightning has told the sampler its epoch.
@@ -230,7 +250,7 @@ class PlannedLoader(DataLoader):
                 f"{state['world_size']} rank(s), here it would be {rows.accumulate} on {rows.world_size}; set "
                 "data.max_tokens_per_device so that the number of micro-batches stays"
             )
-        self._start = state["batches"] % len(rows)
+        self._start = state["batches"] % self._batches_per_epoch
         self.consumed = self._start
 
 

@@ -36,7 +36,8 @@ class TextDataModule(pl.LightningDataModule):
     """Text rows as flat `TokenBatch`es, tokenized once into a cache.
 
     A corpus is a subclass that says what its rows are: `read`, `fingerprint`, `describe`, and `label_names` where
-    it has labels.
+    it has labels. It declares, as literals (the configuration check reads them without importing anything heavy),
+    what it `provides`, and as `metrics` the names in `metric_values()`.
 
     Args:
         tokenizer: a tokenizer's options with `_target_`, or a tokenizer; None is enough to `read` rows.
@@ -57,6 +58,7 @@ class TextDataModule(pl.LightningDataModule):
 
     kind = "text"
     provides = frozenset({"text"})
+    metrics = ("data/characters_per_token", "data/unknown_share", "data/cut_share")
     label_names: list[str] | None = None
     truncation: Truncation = "longest"
 
@@ -163,6 +165,11 @@ class TextDataModule(pl.LightningDataModule):
             "label_names": self.label_names,
         }
 
+    def metric_values(self) -> dict[str, float]:
+        """What a run reports of its training split, after `setup`: original characters a token covers, the share of
+        [UNK] among the tokens, the share of rows that were cut."""
+        return {f"data/{name}": value for name, value in _shares(self.stores["train"]).items()}
+
     def token_counts(self) -> np.ndarray:
         """int64 [vocab_size]: unigram counts of the training split."""
         return self.stores["train"].token_counts(self.tokenizer.vocab_size)
@@ -183,7 +190,8 @@ class TextDataModule(pl.LightningDataModule):
         plan = BatchPlan(store.lengths, self.tokens_per_batch, self.seed, trainer.world_size * accumulate)
         count = getattr(trainer.lightning_module, "count_targets", None)
         rows = PlannedRows(plan, store.batch, count, trainer.global_rank, trainer.world_size, accumulate)
-        return PlannedLoader(rows, self.num_workers, pin_memory=_on_gpu(trainer))
+        limit, repeat = trainer.limit_train_batches, trainer.overfit_batches > 0
+        return PlannedLoader(rows, self.num_workers, _on_gpu(trainer), limit, repeat)
 
     def val_dataloader(self) -> torch.utils.data.DataLoader | list:
         return self._evaluation_loader("val")
@@ -234,13 +242,23 @@ class TextDataModule(pl.LightningDataModule):
         )
 
 
+def _shares(store: TokenStore) -> dict[str, float]:
+    """Of a split's texts as far as they are not cut, without special tokens and white space."""
+    facts, tokens = store.facts, store.text_tokens
+    return {
+        "characters_per_token": facts["num_characters"] / tokens,
+        "unknown_share": facts["unknown_tokens"] / tokens,
+        "cut_share": facts["truncated_rows"] / facts["num_rows"],
+    }
+
+
 def _summary(store: TokenStore) -> str:
     """A store's facts in a line."""
-    facts, tokens = store.facts, store.text_tokens
+    facts, shares = store.facts, _shares(store)
     line = (
         f"{facts['num_rows']:,} rows, {facts['num_tokens']:,} tokens, "
-        f"{facts['num_characters'] / tokens:.2f} characters a token, "
-        f"{facts['unknown_tokens'] / tokens:.2%} [UNK], {facts['truncated_rows']:,} rows cut"
+        f"{shares['characters_per_token']:.2f} characters a token, "
+        f"{shares['unknown_share']:.2%} [UNK], {facts['truncated_rows']:,} rows cut"
     )
     return line + "".join(f", left out {count:,} ({why})" for why, count in facts["left_out"].items())
 
@@ -271,16 +289,20 @@ class TextInput:
 
 
 def evaluation_batches(lengths: np.ndarray, max_tokens: int, world_size: int = 1) -> list[np.ndarray]:
-    """Every row once, sorted by length, in batches of at most `max_tokens` tokens; at least one a rank if rows allow."""
+    """Every row once, sorted by length, in equally many batches for each rank, of at most `max_tokens` tokens.
+
+    Rank r takes every `world_size`-th batch from r on. The ranks compute together what a strategy computes together
+    (FSDP gathers weights in every forward pass), so none has fewer batches; where there are fewer rows than ranks,
+    the last batches are empty.
+    """
     order = np.argsort(-lengths, kind="stable")
-    max_tokens = min(max_tokens, max(int(lengths.sum()) // world_size, int(lengths.max())))
-    batches, start, size = [], 0, 0
-    for index, length in enumerate(lengths[order].tolist()):
-        if size + length > max_tokens and index > start:
-            batches.append(order[start:index])
-            start, size = index, 0
-        size += length
-    return [*batches, order[start:]]
+    ends = np.cumsum(lengths[order])
+    parts = world_size * micro_batches(int(ends[-1]), max_tokens, int(lengths.max()), world_size)
+    index = np.arange(1, parts)
+    cuts = np.searchsorted(ends, index * (ends[-1] / parts))
+    # A row for each part, as far as they go.
+    cuts = np.clip(cuts, np.minimum(index, len(order)), np.maximum(len(order) - parts + index, index))
+    return np.split(order, cuts)
 
 
 class _EvaluationRows(torch.utils.data.Dataset):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -197,20 +198,23 @@ class WoBERT(Technique):
         loss = F.cross_entropy(logits.float(), batch.input_ids[index], reduction="sum") / max(
             batch.num_targets, 1
         )
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.num_targets)
-        return loss * batch.loss_weight
+        return self.step_loss(loss, batch)
 
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._score(batch)
+    def evaluate(self, batch: TokenBatch) -> None:
+        targets = self.masking.evaluation_targets(batch)
+        states = self.network(batch, self.masking.hide(batch, targets))
+        logits = self.network.vocabulary_logits(states[targets]).float()
+        self.scores.update(logits, batch.input_ids[targets], batch.char_counts[targets])
 
-    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
+    def compute_scores(self, split: Literal["val", "test"]) -> dict[str, Tensor]:
+        scores = self.scores.compute()
+        self.scores.reset()
+        own = {f"{split}/{name}": scores[name] for name in ("loss", "masked_accuracy", "bits_per_char")}
+        if split == "test":
+            return own
+        self.by_token = scores["targets_by_token"].tolist(), scores["correct_by_token"].tolist()
+        names = ("unigram_loss", "unigram_bits_per_char", "most_frequent_share")
+        return own | {f"baseline/{name}": scores[name] for name in names}
 
     def predict_fill_mask(self, texts: list[str], inputs: TextInput, top_k: int = 5) -> list[dict]:
         """For every [MASK] of every text the `top_k` most probable tokens with their probabilities.
@@ -260,22 +264,6 @@ class WoBERT(Technique):
     def export(self, directory: Path) -> None:
         self.network.save(directory)
 
-    def _score(self, batch: TokenBatch) -> None:
-        targets = self.masking.evaluation_targets(batch)
-        states = self.network(batch, self.masking.hide(batch, targets))
-        logits = self.network.vocabulary_logits(states[targets]).float()
-        self.scores.update(logits, batch.input_ids[targets], batch.char_counts[targets])
-
-    def _log_scores(self, split: Literal["val", "test"]) -> None:
-        scores = self.scores.compute()
-        self.scores.reset()
-        if split == "val":
-            self.by_token = scores["targets_by_token"].tolist(), scores["correct_by_token"].tolist()
-        own = {f"{split}/{name}": scores[name] for name in ("loss", "masked_accuracy", "bits_per_char")}
-        names = ("unigram_loss", "unigram_bits_per_char", "most_frequent_share")
-        baseline = {f"baseline/{name}": scores[name] for name in names}
-        self.log_dict(own | baseline if split == "val" else own, batch_size=1)
-
 
 class MaskedLMScores(Metric):
     """Sums over the targets of an evaluation: exact on any number of ranks and batches.
@@ -309,10 +297,16 @@ class MaskedLMScores(Metric):
         self.add_state("targets", torch.zeros_like(token_counts), dist_reduce_fx="sum")
         self.add_state("correct", torch.zeros_like(token_counts), dist_reduce_fx="sum")
 
+    def _apply(self, function: Callable[[Tensor], Tensor], *arguments: Any) -> Metric:
+        # precision=bf16-true converts all that a model holds, and a sum in bf16 soon stops to grow.
+        return super()._apply(lambda tensor: function(tensor).to(tensor.dtype), *arguments)
+
     def update(self, logits: Tensor, targets: Tensor, char_counts: Tensor) -> None:
         """Add K targets: logits [K, vocab_size], ids [K], original characters each covers [K]."""
-        unigram = (self.token_counts + 1).log() - (self.token_counts + 1).sum().log()
-        self.nll += F.cross_entropy(logits, targets, reduction="sum")
+        dtype = self.nll.dtype
+        counts = (self.token_counts + 1).to(dtype)
+        unigram = counts.log() - counts.sum().log()
+        self.nll += F.cross_entropy(logits, targets, reduction="none").sum(dtype=dtype)
         self.unigram_nll -= unigram[targets].sum()
         self.characters += char_counts.sum()
         self.unknown_characters += char_counts[targets == self.unk_id].sum()

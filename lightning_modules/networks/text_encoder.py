@@ -67,6 +67,7 @@ class TextEncoder(nn.Module):
         self.wanted_attention = attention
         self.init_from = init_from if network_config is None else None
         self.model: nn.Module | None = None
+        self._compile_options: dict[str, Any] | None = None
         if network_config is not None:
             self.config = AutoConfig.for_model(**network_config)
         elif init_from is not None:
@@ -119,6 +120,18 @@ class TextEncoder(nn.Module):
                     "model.expand_vocabulary"
                 )
             self.attention = self._choose_attention(self.wanted_attention)
+        if self._compile_options is not None:
+            self.compile(**self._compile_options)
+
+    def compile(self, **options: Any) -> None:
+        """torch.compile, in place, for the encoder without its head; `build` does it where the weights are to come.
+
+        Batches differ in their numbers of tokens and rows: sizes are symbols from the start, so there is one graph for
+        training and one for evaluation (one more where two sizes of the first batch happen to be equal).
+        """
+        self._compile_options = options
+        if self.model is not None:
+            self.model.base_model.compile(dynamic=True, **options)
 
     def _make(self, vocab_size: int, pad_id: int) -> nn.Module:
         if self.init_from is None:

@@ -5,6 +5,7 @@ import pytest
 
 from datamodules.batch import TokenBatch
 from datamodules.plan import BatchPlan, PlannedLoader, PlannedRows, micro_batches
+from datamodules.text import evaluation_batches
 
 LENGTHS = np.random.Generator(np.random.PCG64(0)).integers(3, 40, size=500)
 
@@ -171,3 +172,25 @@ def test_loss_weights_make_the_mean_over_parts_the_mean_over_targets():
         for b in parts
     ]
     np.testing.assert_allclose(np.mean(means), truth)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 100, 500])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("max_tokens", [80, 1000])
+def test_an_evaluation_has_every_row_once_and_equally_many_batches_on_every_rank(
+    rows, world_size, max_tokens
+):
+    lengths = LENGTHS[:rows]
+    batches = evaluation_batches(lengths, max_tokens, world_size)
+    assert sorted(np.concatenate(batches)) == list(range(rows))
+    assert len(batches) % world_size == 0
+    assert max(lengths[batch].sum() for batch in batches) <= max_tokens
+    # Only where the rows do not go round are there batches without one, the last of them.
+    without = [index for index, batch in enumerate(batches) if not len(batch)]
+    assert without == list(range(rows, len(batches)))
+
+
+def test_a_batch_without_rows_is_a_batch():
+    batch = collate(np.arange(0))
+    assert (batch.num_rows, batch.num_tokens, batch.cu_seqlens.tolist()) == (0, 0, [0])
+    assert batch.padded()[0].shape == (0, 0) and batch.to("cpu").num_rows == 0
