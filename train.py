@@ -7,12 +7,19 @@ from launch.cli import entrypoint
 
 @entrypoint
 def main(cfg: DictConfig) -> float | None:
+    if cfg.claim is not None:
+        from launch import claims
+
+        return claims.run(cfg)
     # Torch and Lightning take seconds to import: not before the config is known to be right.
     from launch import stages
 
     with stages.open_run(cfg) as run:
         if cfg.stage == "predict":
             stages.predict(cfg, run)
+            return None
+        if cfg.stage == "compare":
+            stages.compare(cfg, run)
             return None
         datamodule = stages.build_datamodule(cfg)
         if cfg.stage == "vocabulary":
@@ -27,7 +34,7 @@ def main(cfg: DictConfig) -> float | None:
             stages.fit(cfg, run, trainer, model, datamodule)
         else:
             stages.evaluate(cfg, run, trainer, model, datamodule)
-    return run.metrics.get(cfg.optimized_metric)
+    return run.result(cfg.optimized_metric)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ WARMUP_BATCHES = 5  # of every process: compilation, memory, caches
 ENOUGH_BATCHES = 20  # measured after the warm-up, from which on the warm-up is left out of the speed
 WINDOW_BATCHES = 50  # behind the speed that is shown and logged
 CLOCK_STEPS = 10  # between two looks at rank zero's clock, where other ranks have to be told
+# Between two questions of several ranks whether one of them was told to stop; in batches at most so many.
+AGREEMENT_SECONDS, AGREEMENT_BATCHES = 1.0, 200
 
 
 class LastCheckpoint(Checkpoint):
@@ -135,23 +137,57 @@ class Interruption(Callback):
 
     In the middle of a batch it may hit TensorBoard's writer while that holds a lock, and the process would
     wait for ever: Lightning ignores every further Ctrl-C then.
+
+    Several ranks stop after the same training batch, on Ctrl-C and on SIGTERM, with last.ckpt written: about once a
+    second they ask each other whether one was told to. Lightning asks with a broadcast before every batch, for which
+    a GPU is waited for, and sends another one from the signal's handler, wherever that hits; both are left out.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._handler: Any = None  # what Ctrl-C did before
+        self._asked: int | None = None  # the signal that came
+        self._handlers: dict[int, Any] = {}  # what the signals did before
+        self._batches_until_agreement = 1
+        self._agreed_at = 0.0
+        self._interval = 1
+        self._stops_after_validation = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._asked = None
         # Where a notebook or a launcher has its own handling, that stays.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._asked = False
-            self._handler = signal.signal(signal.SIGINT, self._ask)
+        if _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handle(signal.SIGINT)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+            self._batches_until_agreement, self._interval, self._stops_after_validation = 1, 1, False
+            self._agreed_at = time.monotonic()
+            if _in_main_thread():  # by now Lightning has set its own
+                self._handle(signal.SIGTERM)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._obey()
+        if trainer.world_size == 1:
+            self._obey()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size == 1:
+            return
+        self._batches_until_agreement -= 1
+        # Behind an epoch's last batch there would be no checkpoint; one batch later there is.
+        patience = -1 if trainer.is_last_batch else 0
+        if self._batches_until_agreement <= patience and self._agree(trainer):
+            # Within a validation ranks could not stop together.
+            self._stops_after_validation = _validation_follows(trainer)
+            if not self._stops_after_validation:
+                _stop_as_by_sigterm(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._stops_after_validation:
+            _stop_as_by_sigterm(trainer)
 
     def on_validation_batch_start(
         self,
@@ -161,7 +197,8 @@ class Interruption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._obey()
+        if trainer.world_size == 1:
+            self._obey()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()
@@ -173,20 +210,36 @@ class Interruption(Callback):
         if not isinstance(exception, KeyboardInterrupt):  # Lightning ends the process, undisturbed
             self._restore()
 
+    def _agree(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was told to stop; settles when the ranks ask next, alike on all of them."""
+        now = time.monotonic()
+        seconds_per_batch = (now - self._agreed_at) / self._interval
+        self._agreed_at = now
+        wanted = torch.tensor(
+            [float(self._asked is not None), seconds_per_batch], device=trainer.strategy.root_device
+        )
+        asked, slowest = trainer.strategy.reduce(wanted, reduce_op="max").tolist()
+        interval = min(max(1.0, AGREEMENT_SECONDS / max(slowest, 1e-6)), AGREEMENT_BATCHES)
+        self._batches_until_agreement = self._interval = int(interval)
+        return asked > 0
+
+    def _handle(self, number: int) -> None:
+        self._handlers[number] = signal.signal(number, self._ask)
+
     def _ask(self, number: int, frame: Any) -> None:
-        if self._asked:
+        if self._asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked = number
 
     def _obey(self) -> None:
-        if self._asked:
-            self._asked = False
+        if self._asked is not None:
+            self._asked = None
             raise KeyboardInterrupt
 
     def _restore(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
 
 class RunMetrics(Callback):
@@ -240,6 +293,13 @@ class RunMetrics(Callback):
         )
         return tokens / seconds if tokens and seconds else None
 
+    def count(self, rows: int, tokens: int, seconds: float) -> None:
+        """Add a batch of this process; `stage=predict`, which has no trainer's batches, does so itself."""
+        self._batches += 1
+        counts = self._warmup if self._batches <= WARMUP_BATCHES else self._measured
+        for name, number in (("batches", 1), ("rows", rows), ("tokens", tokens), ("seconds", seconds)):
+            counts[name] += number
+
     def throughput(self) -> dict[str, float | None]:
         """Speed over the life of the run, where it is long enough without the first batches of each process.
 
@@ -277,10 +337,7 @@ class RunMetrics(Callback):
         now = _training_clock(trainer)
         seconds, self._clock = now - self._clock, now
         rows, tokens = (trainer.world_size * count for count in _rows_and_tokens(batch))
-        self._batches += 1
-        counts = self._warmup if self._batches <= WARMUP_BATCHES else self._measured
-        for name, count in (("batches", 1), ("rows", rows), ("tokens", tokens), ("seconds", seconds)):
-            counts[name] += count
+        self.count(rows, tokens, seconds)
         self._window.append((tokens, seconds))
         if trainer.global_step != self._step:
             self._step = trainer.global_step
@@ -410,6 +467,19 @@ class ProgressBar(RichProgressBar):
         if math.isfinite(left):
             values["left"] = _clock_time(left)
         return values
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _stop_as_by_sigterm(trainer: pl.Trainer) -> None:
+    """Lightning then ends the training behind this batch."""
+    trainer._signal_connector.received_sigterm = True
+
+
+def _nothing() -> None:
+    """In the place of a method."""
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

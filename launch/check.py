@@ -12,19 +12,21 @@ Rules:
 - Nodes within `model` and `data`, and `tokenizer`, are built by `datamodules.build.build`: classes of this
   project and of torch.optim, whose first parameter (what is optimised) is supplied by code. `model` and
   `data` themselves, callbacks, loggers and the trainer are built by Hydra and may be anyone's classes.
-- What the technique `needs` must be within what the corpus `provides`; `metrics` are what can be monitored,
-  `predict_tasks` what `stage=predict` can do; `provided_by` says which option has to be given for something that a
-  corpus `provides`. All are literals in the body of the class.
+- What the technique `needs` must be within what the corpus `provides`; `metrics` of both are what can be optimised,
+  those of the technique what callbacks can monitor; `predict_tasks` what `stage=predict` can do; `provided_by` says
+  which option has to be given for something that a corpus `provides`. All are literals in the body of the class.
 - A class whose `**kwargs` go elsewhere is open: names that it does not list are not questioned.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.build import ALLOWED
-from launch import explain
+from launch import explain, leaderboard, parallel, sweeps
 from launch.run_dir import TECHNIQUE, check_free, find_checkpoint
+from launch.search_space import SearchSpace
+from launch.search_space import find_mistakes as find_sweeper_mistakes
 from launch.signatures import (
     Found,
     Parameter,
@@ -55,19 +59,26 @@ from launch.signatures import (
     signature,
 )
 
+# Lightning's names, and its short ones.
+PRECISIONS = "Literal['32-true', 'bf16-mixed', 'bf16-true', '16-mixed', '16-true', '64-true', 'bf16', 16, 32, 64] | None"
+
 # conf/train.yaml's options, in the language of annotations.
 OPTIONS: dict[str, Any] = {
-    "stage": "Literal['fit', 'validate', 'test', 'predict', 'vocabulary']",
+    "stage": "Literal['fit', 'validate', 'test', 'predict', 'vocabulary', 'compare']",
     "seed": "Annotated[int, '0 <= x < 4294967296']",
     "ckpt_path": "str | None",
+    "runs": "str | list[str] | None",
     "max_steps": "Annotated[int, 'x == -1 or x >= 1'] | None",
     "max_epochs": "Annotated[int, 'x == -1 or x >= 1']",
     "max_time": "Any",  # DD:HH:MM:SS, see MAX_TIME
     "validate_every": "Annotated[int, 'x >= 1']",
     "log_every": "Annotated[int, 'x >= 1']",
     "gradient_clip": "Annotated[float, 'x >= 0']",
+    "precision": PRECISIONS,
+    "compile": "bool | Literal['default', 'reduce-overhead', 'max-autotune']",
     "checkpoint_every": "Annotated[int, 'x >= 0']",
     "optimized_metric": "str",
+    "claim": "dict | None",
     "predict": {
         "task": "str | None",
         "input": "str | list[str] | None",
@@ -91,30 +102,77 @@ RANGES = {
         "decay": "Annotated[float, '0 <= x < 1']",
         "save_top_k": "Annotated[int, 'x >= -1']",
     },
+    "pytorch_lightning.Trainer": {
+        "accelerator": "Literal['auto', 'cpu', 'gpu', 'cuda', 'mps']",
+        "devices": "Annotated[int, 'x == -1 or x >= 1'] | str | list[Annotated[int, 'x >= 0']]",
+        "num_nodes": "Annotated[int, 'x >= 1']",
+        "strategy": (
+            "Literal['auto', 'ddp', 'ddp_find_unused_parameters_false', 'ddp_find_unused_parameters_true', 'fsdp', "
+            "'fsdp_cpu_offload'] | dict"
+        ),
+        "overfit_batches": "Annotated[int, 'x >= 0']",
+    },
+    "pytorch_lightning.strategies.": {
+        "process_group_backend": "Literal['nccl', 'gloo'] | None",
+        "find_unused_parameters": "bool",
+        "static_graph": "bool",
+        "gradient_as_bucket_view": "bool",
+        "bucket_cap_mb": "Annotated[float, 'x > 0'] | None",
+        "cpu_offload": "bool",
+        "sharding_strategy": "Literal['FULL_SHARD', 'SHARD_GRAD_OP', 'HYBRID_SHARD', 'NO_SHARD']",
+        "state_dict_type": "Literal['full']",
+    },
+}
+
+# Others' classes whose `**kwargs` go to another one.
+HANDED_ON = {
+    "pytorch_lightning.strategies.ddp.DDPStrategy": "torch.nn.parallel.DistributedDataParallel",
+    "pytorch_lightning.strategies.fsdp.FSDPStrategy": "torch.distributed.fsdp.FullyShardedDataParallel",
 }
 
 OWN_PACKAGES = ("lightning_modules", "datamodules", "launch")
 NODES = ("model", "data", "tokenizer", "trainer")
 NODE_GROUPS = ("callbacks", "logger")
-PRESETS = ("experiment", "debug", "local")
+PRESETS = ("experiment", "debug", "local", "sweep")
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
-# Options of the trainer that train.py sets, and what to type instead.
+# Beginnings of metrics that a stage does not log.
+OTHER_SPLITS = {"fit": (), "validate": ("train/", "test/"), "test": ("train/", "val/")}
+# Options that train.py sets, and what to type instead.
 SET_BY_CODE = {
-    "callbacks": "is chosen with the group: callbacks=NAME",
-    "logger": "is chosen with the group: logger=NAME",
-    "plugins": "is set by the program",
-    "val_check_interval": "is set by validate_every",
-    "accumulate_grad_batches": "follows from data.tokens_per_batch and data.max_tokens_per_device",
+    "trainer.callbacks": "is chosen with the group: callbacks=NAME",
+    "trainer.logger": "is chosen with the group: logger=NAME",
+    "trainer.plugins": "is set by the program",
+    "trainer.val_check_interval": "is set by validate_every",
+    "trainer.accumulate_grad_batches": "follows from data.tokens_per_batch and data.max_tokens_per_device",
+    "trainer.strategy.accelerator": "is set by trainer.accelerator",
+    "trainer.strategy.parallel_devices": "is set by trainer.devices",
+    "trainer.strategy.precision_plugin": "is set by precision",
+    "trainer.strategy.checkpoint_io": "is set by the program",
+    "trainer.strategy.start_method": "train.py starts the processes itself; leave it out",
+    "trainer.strategy.module": "is set by the program",
+    "trainer.strategy.device_ids": "is set by trainer.devices",
+    "trainer.strategy.device_id": "is set by trainer.devices",
 }
+# Lightning's strategies that start processes; without the middle they are those that find them started.
+STARTS_PROCESSES = re.compile(r"(ddp)_(?:spawn|fork|notebook)(\w*)")
 
 MAX_TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
 # An option that is taken from another one, whose path is the group.
-INTERPOLATED = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,null)?\}")
+INTERPOLATED = re.compile(r"\$\{(?:oc\.select:|or_else:\$\{)?([\w.]+)(?:,null|\},[\w-]+)?\}")
 
 
-class ConfigError(Exception):
-    """What the user typed cannot be; the message says what, where, and the way out. Told without a traceback,
-    exit code 2."""
+def _not_to_be_swallowed(check: Callable[..., None]) -> Callable[..., None]:
+    """An error within a check is one of this program: without it Hydra would run what was never checked."""
+
+    @functools.wraps(check)
+    def checked(*arguments: Any, **options: Any) -> None:
+        try:
+            check(*arguments, **options)
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+
+    return checked
 
 
 class CheckConfig(Callback):
@@ -123,11 +181,16 @@ class CheckConfig(Callback):
     Hydra turns exceptions of callbacks into warnings, hence `SystemExit`.
     """
 
+    @_not_to_be_swallowed
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        tell(find_mistakes(config))
+        tell(_find_mistakes_of_run(GlobalHydra.instance().config_loader(), config))
 
+    @_not_to_be_swallowed
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        tell(find_grid_mistakes(GlobalHydra.instance().config_loader(), config))
+        loader = GlobalHydra.instance().config_loader()
+        tell(find_grid_mistakes(loader, config))
+        sweeps.settle_directory(loader, config)
+        parallel.prepare(config)
 
 
 def tell(mistakes: list[str]) -> None:
@@ -150,42 +213,71 @@ def check_command_line(
     config, lines = explain.compose(loader, config_name, overrides, mode)
     if config is None:
         return lines
-    found = find_grid_mistakes(loader, config) if multirun else find_mistakes(config)
+    found = find_grid_mistakes(loader, config) if multirun else _find_mistakes_of_run(loader, config)
     return list(dict.fromkeys(lines + found))
 
 
 def find_grid_mistakes(loader: ConfigLoader, config: DictConfig) -> list[str]:
     """The mistakes of every job of a sweep. Those of some jobs only name the first of them."""
     if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-        return find_mistakes(config)
+        return find_search_mistakes(loader, config)
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     params = config.hydra.sweeper.params or {}
-    typed = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    typed = [f"{key}={value}" for key, value in params.items()] + explain.typed_overrides(config)
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
     try:
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException as error:
         return [str(error)]
     swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
-    jobs_by_mistake: dict[str, list[str]] = {}
+    names = [" ".join(override for override in job if override.partition("=")[0] in swept) for job in jobs]
+    return [
+        line if len(numbers) == len(jobs) else f"{line}  [{_jobs([names[number] for number in numbers])}]"
+        for line, numbers in _jobs_by_mistake(loader, config, jobs).items()
+    ]
+
+
+def find_search_mistakes(loader: ConfigLoader, config: DictConfig) -> list[str]:
+    """The mistakes of a sweep whose jobs are not known before it runs: those at the ends of its search space."""
+    space = SearchSpace.of(config)
+    lines = [*space.mistakes, *find_sweeper_mistakes(config, space)]
+    names, jobs = zip(*space.jobs(), strict=True)
+    for line, numbers in _jobs_by_mistake(loader, config, jobs).items():
+        # The directories of jobs are numbered; which values a job will have is not known.
+        clear = line.startswith(("hydra.run.dir=", *(f"{option}=" for option in space.ends)))
+        everywhere = clear or len(numbers) == len(jobs)
+        lines.append(line if everywhere else f"{line}  [{_jobs([names[number] for number in numbers])}]")
+    return lines
+
+
+def _jobs_by_mistake(
+    loader: ConfigLoader, config: DictConfig, jobs: Sequence[list[str]]
+) -> dict[str, list[int]]:
+    """The lines for the mistakes of jobs, given by their overrides, and the numbers of the jobs that have them."""
+    found: dict[str, list[int]] = {}
     for number, job in enumerate(jobs):
         job_config, lines = explain.compose(
-            loader, config.hydra.job.config_name, list(config.hydra.overrides.hydra) + job
+            loader, config.hydra.job.config_name, explain.typed_overrides(config, "hydra") + job
         )
         if job_config is not None:
             lines = lines + find_mistakes(job_config, job_number=number)
-        name = " ".join(override for override in job if override.partition("=")[0] in swept)
         for line in dict.fromkeys(lines):
-            jobs_by_mistake.setdefault(line, []).append(name)
-    return [
-        line if len(names) == len(jobs) else f"{line}  [{_jobs(names)}]"
-        for line, names in jobs_by_mistake.items()
-    ]
+            found.setdefault(line, []).append(number)
+    return found
 
 
 def _jobs(names: list[str]) -> str:
     return f"job {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _find_mistakes_of_run(loader: ConfigLoader, config: DictConfig) -> list[str]:
+    mistakes = find_mistakes(config)
+    if not isinstance(config.get("claim"), DictConfig):
+        return mistakes
+    from launch import claim_check
+
+    return claim_check.find_mistakes(loader, config, mistakes)
 
 
 def find_mistakes(config: DictConfig, job_number: int | None = None) -> list[str]:
@@ -209,17 +301,22 @@ class _Check:
     def __init__(self, config: DictConfig, job_number: int | None):
         self.config = config
         self.choices = OmegaConf.to_container(config.hydra.runtime.choices)
+        self.is_job_of_sweep = job_number is not None
         self.mistakes: list[tuple[str, str]] = []
         self.sources: dict[str, str] = {}  # path of an interpolated option -> path that it is taken from
+        self.in_sweep = job_number is not None
         self.run_dir = self._find_run_dir(job_number)
         self.plain: dict[str, Any] = {
-            str(key): self._read(config, key, str(key)) for key in config if key != "hydra"
+            str(key): self._read(config, key, str(key)) for key in config if key not in ("hydra", "claim")
         }
+        # Its inside is for `launch.claim_check`.
+        self.plain["claim"] = {} if isinstance(config.get("claim"), DictConfig) else config.get("claim")
         self.technique = self._class_of("model")
         self.corpus = self._class_of("data")
 
     def run(self) -> list[str]:
         self._check_search_path()
+        self._check_sweep()
         self._check_options(OPTIONS, self.plain, "")
         self._check_top_level()
         for name in NODES:
@@ -232,7 +329,10 @@ class _Check:
         self._check_metrics()
         self._check_length()
         self._check_stage()
-        self._check_run_dir()
+        if self.plain["claim"] is None:
+            self._check_run_dir()
+        elif self.in_sweep:
+            self.add(self._choice("experiment"), "a claim types its sweeps itself; leave out -m")
         broken = {path for path, _ in self.mistakes}
         told_at_source = {
             path for path, source in self.sources.items() if source != path and source in broken
@@ -293,6 +393,10 @@ class _Check:
 
     # -------------------------------------------------------------------------- conf/train.yaml's own options
 
+    def _check_sweep(self) -> None:
+        if self.choices.get("sweep") is not None and not self.is_job_of_sweep:
+            self.add(self._choice("sweep"), "is for sweeps, which need -m: python train.py -m ...")
+
     def _check_search_path(self) -> None:
         for source in self.config.hydra.runtime.config_sources:
             if source.schema == "file" and source.provider != "main" and not Path(source.path).is_dir():
@@ -329,6 +433,7 @@ class _Check:
 
     def _check_top_level(self) -> None:
         known = [*OPTIONS, *NODES, *NODE_GROUPS]
+        known.remove("claim")  # comes with an experiment, and is never meant by what was typed
         interpolated = {source.partition(".")[0] for source in self.sources.values()}
         for name in list(self.plain):
             if name in PRESETS:
@@ -389,14 +494,14 @@ class _Check:
             return
         if found is None:
             return
-        known = signature(found)
+        known = _signature(found)
         options = self._options_of(path, str(target), found, known)
         name = str(target).rpartition(".")[2]
         for key, value in node.items():
             if key.startswith("_"):
                 continue
-            if path == "trainer" and key in SET_BY_CODE:
-                self.add(f"{path}.{key}", SET_BY_CODE[key])
+            if f"{path}.{key}" in SET_BY_CODE:
+                self.add(f"{path}.{key}", SET_BY_CODE[f"{path}.{key}"])
             elif key in options:
                 self._check_option(f"{path}.{key}", str(target), value, options[key])
             elif not known.open:
@@ -420,6 +525,11 @@ class _Check:
         return options
 
     def _check_option(self, path: str, target: str, value: Any, parameter: Parameter) -> None:
+        starts = STARTS_PROCESSES.fullmatch(str(value)) if path == "trainer.strategy" else None
+        if starts is not None:
+            way_out = f"type {path}={starts[1]}{starts[2]}"
+            self.add(path, f"train.py starts the processes itself; {way_out}", value)
+            return
         if not self._check_value(path, value, parameter.annotation, parameter.module):
             return
         ranges = next((r for prefix, r in RANGES.items() if target.startswith(prefix)), {})
@@ -462,14 +572,29 @@ class _Check:
                         yield file.stem, found
 
     def _check_metrics(self) -> None:
-        metrics = class_attribute(self.technique, "metrics") if self.technique else None
-        if not metrics:
+        """What is optimised is a metric that the job has in the end; callbacks see what is logged while training."""
+        stage = self.plain.get("stage")
+        fits = stage == "fit"
+        technique = self.technique if fits else self._trained_technique() or self.technique
+        metrics = class_attribute(technique, "metrics") if technique else None
+        if not metrics or stage not in OTHER_SPLITS:
             return
-        name = self.technique.node.name
-        monitors = {f"callbacks.{key}.monitor": node.get("monitor") for key, node in self._nodes("callbacks")}
-        for path, metric in {"optimized_metric": self.plain.get("optimized_metric"), **monitors}.items():
-            if isinstance(metric, str) and metric not in metrics:
-                self.add(path, f"{name} logs no such metric" + _instead(metric, list(metrics)), metric)
+        wrong = f"{technique.node.name} logs no such metric"
+        known = [metric for metric in metrics if not metric.startswith(OTHER_SPLITS[stage])]
+        if fits:
+            known += (self.corpus and class_attribute(self.corpus, "metrics")) or ()
+        optimized = self.plain.get("optimized_metric")
+        # The default speaks of training: to evaluate a run it need not be there.
+        is_meant = fits or leaderboard.typed_metric(self.config.hydra.overrides.task) is not None
+        if is_meant and isinstance(optimized, str) and optimized not in known:
+            at_stage = "" if fits else f" at stage={stage}"
+            self.add("optimized_metric", wrong + at_stage + _instead(optimized, known), optimized)
+        while_training = [metric for metric in metrics if not metric.startswith("test/")]
+        for key, node in self._nodes("callbacks") if fits else ():
+            monitor = node.get("monitor")
+            if isinstance(monitor, str) and monitor not in while_training:
+                what = "is not logged while training" if monitor in known else wrong
+                self.add(f"callbacks.{key}.monitor", what + _instead(monitor, while_training), monitor)
 
     def _nodes(self, group: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, node in (self.plain.get(group) or {}).items():
@@ -495,6 +620,7 @@ class _Check:
             for name in ("task", "input", "output"):
                 if predict.get(name) not in (None, ...):
                     self.add(f"predict.{name}", "is used with stage=predict only", predict[name])
+        self._check_runs(stage, self.plain.get("runs"))
         if checkpoint is None and stage in ("validate", "test", "predict"):
             kinds = "a run directory, a .ckpt file" + (" or an export/" if stage == "predict" else "")
             self.add("ckpt_path", f"stage={stage} needs it: {kinds}")
@@ -504,11 +630,28 @@ class _Check:
             self.add(
                 "data.inspect", f"looks at the corpus and does nothing else; leave out stage={stage}", True
             )
-        if checkpoint not in (None, ...) and (inspects or stage == "vocabulary"):
-            what = "data.inspect=true" if inspects else "stage=vocabulary"
+        if checkpoint not in (None, ...) and (inspects or stage in ("vocabulary", "compare")):
+            what = "data.inspect=true" if inspects else f"stage={stage}"
             self.add("ckpt_path", f"is not used with {what}", checkpoint)
         elif isinstance(checkpoint, str):
             self._check_checkpoint(str(stage), checkpoint)
+
+    def _check_runs(self, stage: Any, runs: Any) -> None:
+        if stage == "compare" and not runs:
+            self.add("runs", "stage=compare needs it, directories of runs or sweeps: 'runs=[DIR,DIR]'")
+        elif stage != "compare" and runs not in (None, ...):
+            self.add("runs", "is used with stage=compare only", runs)
+        elif isinstance(runs, (str, list)):
+            metrics: set[str] = set()
+            for directory in [runs] if isinstance(runs, str) else runs:
+                try:
+                    metrics.update(*(job.metrics for job in leaderboard.collect(str(directory))))
+                except ValueError as error:
+                    self.mistakes.append(("runs", str(error)))
+            metric = leaderboard.typed_metric(self.config.hydra.overrides.task)
+            if metrics and metric is not None and metric not in metrics:
+                what = "none of the runs has it" + _instead(metric, sorted(metrics))
+                self.add("optimized_metric", what, metric)
 
     def _check_checkpoint(self, stage: str, checkpoint: str) -> None:
         if stage == "predict" and (Path(checkpoint).expanduser() / TECHNIQUE).is_file():
@@ -565,6 +708,18 @@ class _Check:
             check_free(self.run_dir, self.plain.get("ckpt_path"), str(self.plain.get("stage")))
         except ValueError as error:
             self.mistakes.append(("hydra.run.dir", str(error)))
+
+
+def _signature(found: Found) -> Signature:
+    """The signature, with the options of the class to which this one hands its `**kwargs`."""
+    known = signature(found)
+    target = HANDED_ON.get(f"{found.module}.{getattr(found.node, 'name', '')}")
+    receiver = None if target is None else locate(target)
+    if receiver is None:
+        return known
+    further = signature(receiver)
+    parameters = {name: parameter._replace(required=False) for name, parameter in further.parameters.items()}
+    return Signature({**parameters, **known.parameters}, further.open)
 
 
 def _class_of_target(target: Any) -> Found | None:

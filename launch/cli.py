@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -30,42 +31,73 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launch import parallel, ranks, sweeps
+from launch.run_dir import ConfigError
+
 CONFIG_NAME = "train"
 VERSION_BASE = "1.3"
 # About a minute of training on two cores with the embedded sample.
 DEFAULT_STEPS = 800
+# How Optuna's sweeper ends where it has no best trial to report, in memory and in a database.
+NO_TRIAL = ("No trials are completed yet.", "Record does not exist.")
 
 Task = Callable[[DictConfig], Any]
 
 
 def entrypoint(task: Task) -> Callable[[], Any]:
-    """Make `task(cfg)` a program whose configs lie in `conf/` beside the file that defines it."""
-    conf = Path(inspect.getfile(task)).resolve().parent / "conf"
+    """Make `task(cfg)` a program whose configs lie in `conf/` beside the file that defines it.
+
+    A job on several devices runs once in each of their processes (`launch.ranks`).
+    """
+    script = Path(inspect.getfile(task)).resolve()
+    conf = script.parent / "conf"
     started = _Started()
 
     @functools.wraps(task)
-    def job(config: DictConfig) -> Any:
+    def job(config: DictConfig, composed: DictConfig | None = None) -> Any:
         started.run_dir = Path(HydraConfig.get().runtime.output_dir)
-        typed = copy.deepcopy(config)  # Hydra resolves interpolations in place when it builds a node
+        # Hydra resolves interpolations in place when it builds a node.
+        typed = copy.deepcopy(config) if composed is None else composed
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            return task(config)
+            if in_sweep and sweeps.is_done(config):
+                return sweeps.result_of_done(config)
+            processes = ranks.are_needed(config) or parallel.processes(config)
+            if processes:
+                return ranks.run_ranks(config, processes, script)
+            ranks.publish(config)
+            result = task(config)
+            ranks.part()
+            # There is no such value: Optuna's sweeper would end the sweep on NaN.
+            return result if result is None or math.isfinite(result) else None
         except Exception as error:
             line = _mistake(error, typed)
-            # In a sweep Hydra goes on with the other jobs and raises at the end.
-            if line is None or HydraConfig.get().mode == RunMode.MULTIRUN:
+            if in_sweep:  # Hydra goes on with the other jobs and raises at the end
+                sweeps.job_failed(config, error, str(error) if isinstance(error, ranks.RankError) else line)
+                raise
+            if ranks.place() is not None and not ranks.leave_error(error, line):
+                raise SystemExit(1) from error  # another rank failed first, and has told why
+            if line is None:
                 raise
             _leave(2, line)
+        finally:
+            if in_sweep:
+                sweeps.job_ended()
 
     @functools.wraps(task)
     def main() -> Any:
         # Without it Hydra prints exceptions itself, shortened, and exits.
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        started.run_dir = None
+        started.run_dir = sweeps.directory = None
+        ranks.place()
         register_resolvers()
-        _refuse_unknown_flags()
         try:
+            received = ranks.received()
+            if received is not None:
+                return ranks.run_received(received, job)
+            _refuse_unknown_flags()
             program = hydra.main(config_path=str(conf), config_name=CONFIG_NAME, version_base=VERSION_BASE)
-            return program(job)()
+            returned = program(parallel.in_worker(job))()
         except KeyboardInterrupt:
             _leave(130, _interrupted(started))
         except SystemExit as leaving:
@@ -74,21 +106,48 @@ def entrypoint(task: Task) -> Callable[[], Any]:
             ):  # Lightning has ended the run in good order
                 _leave(130, _interrupted(started))
             # A cluster's time limit, which Lightning lets pass for success; by name to import nothing here.
-            if type(leaving).__name__ == "SIGTERMException":
+            if type(leaving).__name__ == "SIGTERMException" or leaving.code == 143:
                 _leave(143, _interrupted(started))
             raise
         except Exception as error:
-            if not _is_composition_error(error, started):
-                line = _mistake(error)
-                if line is None:
-                    raise
-                _leave(2, line)
-            lines = _explained(conf)
-            if not lines:  # not of the user's making
-                raise
-            _leave(2, "\n".join(lines))
+            _leave_for(error, conf, started)
+        _end_of_sweep(None)
+        return returned
 
     return main
+
+
+def _leave_for(error: Exception, conf: Path, started: _Started) -> None:
+    """Exit with the code and the line that an error deserves, or let it pass to be printed with its traceback."""
+    if str(error) in NO_TRIAL and sweeps.directory is not None:
+        _end_of_sweep(None)
+        _leave(1, "no trial has returned a value")
+    if isinstance(error, ranks.RankError):
+        _end_of_sweep(error)
+        _leave(1, str(error))
+    if _is_composition_error(error, started):
+        lines = _explained(conf)
+        if not lines:  # not of the user's making
+            raise error
+        _leave(2, "\n".join(lines))
+    _end_of_sweep(error)
+    line = _mistake(error)
+    if line is None:
+        raise error
+    _leave(2, line)
+
+
+def _end_of_sweep(error: Exception | None) -> None:
+    """Where this was a sweep: show its leaderboard, and leave with the failed jobs where there are any."""
+    directory = sweeps.directory
+    if directory is None:
+        return
+    lines = sweeps.unfinished(directory)
+    if error is not None and not sweeps.told(error, directory):
+        return
+    sweeps.show(directory)
+    if lines:
+        _leave(1, "\n".join(lines))
 
 
 class _Started:
@@ -98,11 +157,21 @@ class _Started:
 
 
 def register_resolvers() -> None:
-    """The interpolations that conf/ uses: `${run_name:stage,inspect,model,data}`, `${step_limit:...}`,
-    `${run_id:directory}`."""
+    """The interpolations that conf/ uses: `${run_dir:name,time,experiment,scale}`,
+    `${run_name:stage,inspect,model,data}`, `${step_limit:...}`, `${run_id:directory}`, `${or_else:value,otherwise}`."""
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("step_limit", step_limit, replace=True)
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
+    OmegaConf.register_new_resolver("or_else", or_else, replace=True)
+    OmegaConf.register_new_resolver("study_seed", study_seed, replace=True)
+
+
+def run_dir(name: str, time: str, experiment: str | None, scale: str | None) -> str:
+    """Where a run goes; a claim, which has a scale, has one place where it goes on: `runs/claims/NAME`."""
+    if scale is None:
+        return f"runs/{name}/{time}"
+    return f"runs/claims/{str(experiment).removeprefix('claims/')}" + ("-full" if scale == "full" else "")
 
 
 def run_name(stage: str, inspect: bool, model: str, data: str) -> str:
@@ -118,12 +187,22 @@ def run_id(directory: str) -> str:
     return hashlib.sha256(os.path.abspath(directory).encode()).hexdigest()[:16]
 
 
+def or_else(value: Any, otherwise: Any) -> Any:
+    """What was typed, or what a preset says where nothing was."""
+    return otherwise if value is None else value
+
+
 def step_limit(max_steps: int | None, max_epochs: int, max_time: str | None) -> int:
     """How many optimiser steps a run makes at most: as typed, else DEFAULT_STEPS unless it has another limit."""
     if isinstance(max_steps, int):
         return max_steps
     # What is no number is told under its own name.
     return DEFAULT_STEPS if max_steps is not None or (max_epochs == -1 and max_time is None) else -1
+
+
+def study_seed(seed: int, storage: str | None) -> int | None:
+    """The sampler's seed; none for a study that is stored: it would draw the same values each time it goes on."""
+    return seed if storage is None else None
 
 
 def _refuse_unknown_flags() -> None:
@@ -140,7 +219,7 @@ def _refuse_unknown_flags() -> None:
 def _is_composition_error(error: Exception, started: _Started) -> bool:
     if isinstance(error, InstantiationException):
         return False
-    if started.run_dir is None:
+    if started.run_dir is None and sweeps.directory is None:
         return isinstance(error, (HydraException, OmegaConfBaseException, ValueError))
     return isinstance(error, (ConfigCompositionException, OverrideParseException))  # a later job of a sweep
 
@@ -168,8 +247,6 @@ def _mistake(error: Exception, config: DictConfig | None = None) -> str | None:
     The user's are: `ConfigError`; `DataError`; what a constructor refuses; and a ValueError that begins with
     an option of the config and its value, `hidden_size=65: ...`.
     """
-    from launch.check import ConfigError
-
     corpus = sys.modules.get("datamodules.corpus")  # not loaded: it cannot have raised
     if isinstance(error, ConfigError):
         return str(error)
@@ -232,6 +309,8 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _interrupted(started: _Started) -> str:
+    if sweeps.directory is not None:
+        return sweeps.how_to_go_on(sweeps.directory)
     run_dir = started.run_dir
     if run_dir is None or not (run_dir / "checkpoints" / "last.ckpt").is_file():
         return "interrupted"
@@ -242,5 +321,8 @@ def _interrupted(started: _Started) -> str:
 
 
 def _leave(code: int, text: str) -> None:
-    print(text, file=sys.stderr)
+    # What ranks have to say the process says that has started them, or else rank zero.
+    here = ranks.place()
+    if here is None or (here.rank == 0 and not ranks.started_here()):
+        print(text, file=sys.stderr)
     raise SystemExit(code)

@@ -12,6 +12,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -31,6 +32,8 @@ from launch.signatures import did_you_mean
 # What composition raises; ValueError: `model=3`, a group's option that is no text.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
+# Choices of Hydra's own groups that come with an extra of this project.
+EXTRAS = {"hydra/sweeper/optuna": "sweep", "hydra/launcher/joblib": "sweep"}
 # Groups without which there is no run.
 NEEDED = ("model", "data", "trainer")
 
@@ -44,6 +47,11 @@ def config_loader(conf: Path, config_dir: str | None = None) -> ConfigLoader:
             provider="command-line", path=f"file://{Path(config_dir).absolute()}", anchor=anchor
         )
     return ConfigLoaderImpl(config_search_path=search_path)
+
+
+def typed_overrides(config: DictConfig, which: Literal["task", "hydra"] = "task") -> list[str]:
+    """The overrides that a config was composed with, as typed: plain iteration would resolve `${...}` in them."""
+    return OmegaConf.to_container(config.hydra.overrides[which], resolve=False)
 
 
 def compose(
@@ -234,6 +242,9 @@ def _value(config: DictConfig, path: str) -> object:
 
 def _no_such_choice(override: Override, error: MissingConfigException, groups: Groups) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
+    extra = EXTRAS.get(f"{group}/{option}")
+    if extra is not None:
+        return f'{override.input_line}: is not installed; pip install -e ".[{extra}]"'
     options = groups.options(group)
     there = f" (there are: {', '.join(options)})" if options else " (there are none yet)"
     return f"{override.input_line}: there is no {group}/{option}{did_you_mean(option, options)}{there}"

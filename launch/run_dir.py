@@ -17,6 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
 # What an export/ says of the technique behind its Hugging Face files.
 TECHNIQUE = "kexue.json"
 
@@ -34,6 +37,9 @@ NOISY_LINES = (
     "`weights_only` was not set",
     "TPU available: False",
     "`Trainer.fit` stopped: `max_",
+    "Initializing distributed: GLOBAL_RANK",
+    f"{'-' * 100}\ndistributed_backend=",
+    "`Trainer(limit_train_batches=1.0)`",
     "`Trainer(limit_val_batches=1.0)`",
     "`Trainer(limit_test_batches=1.0)`",
 )
@@ -47,10 +53,15 @@ NOISY_WARNINGS = (
 )
 
 
+class ConfigError(Exception):
+    """What the user typed cannot be; the message says what, where, and the way out. Told without a traceback,
+    exit code 2."""
+
+
 class Run:
     """The directory of one job, as a context manager: config.yaml, summary.json, its path as the last line.
 
-    summary.json has the keys `stage, model, data, source, seed, metrics, throughput, world_size,
+    summary.json has the keys `stage, model, data, source, seed, overrides, metrics, throughput, world_size,
     wall_seconds, run_dir, versions, status, error` and, where given, `data_facts`. `status` is "running"
     until the block is left: then "finished"; "interrupted" after Ctrl-C or SIGTERM; "failed", with `error`
     "Type: message", after any other exception, which goes on its way. Only rank zero writes.
@@ -63,6 +74,7 @@ class Run:
         config: the composed config as YAML.
         stage, model, data, seed: as chosen on the command line.
         ckpt_path: as typed; says whether a directory that holds a run may be continued.
+        overrides: what was typed, `["model=wobert", "seed=2"]`.
         source: the corpus, "sample" or a path.
 
     Raises:
@@ -81,6 +93,7 @@ class Run:
         data: str,
         seed: int,
         ckpt_path: str | None = None,
+        overrides: list[str] | None = None,
         source: str | None = None,
     ) -> None:
         self.directory = Path(directory).absolute()
@@ -90,20 +103,41 @@ class Run:
         self.data = data
         self.seed = seed
         self.ckpt_path = ckpt_path
+        self.overrides = overrides or []
         self.source = source
-        self.world_size = 1
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # as far as is known before there is a trainer
         self.metrics: dict[str, Any] = {}
         self.data_facts: dict[str, Any] = {}
         self.run_metrics: Any = None
         self._started_at = time.monotonic()
         self._earlier_seconds = 0.0
 
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Run:
+        """The run of the job that Hydra has composed."""
+        hydra = HydraConfig.get()
+        return cls(
+            hydra.runtime.output_dir,
+            OmegaConf.to_yaml(cfg, resolve=True),
+            stage=cfg.stage,
+            model=hydra.runtime.choices.model,
+            data=hydra.runtime.choices.data,
+            seed=cfg.seed,
+            ckpt_path=cfg.ckpt_path,
+            overrides=OmegaConf.to_container(hydra.overrides.task),
+        )
+
+    def result(self, name: str) -> float | None:
+        """The metric `name` as a plain number; None where the run has none of that name."""
+        value = self.metrics.get(name)
+        return value.item() if hasattr(value, "item") else value
+
     def __enter__(self) -> Run:
         if not _is_rank_zero():
             return self
         check_free(self.directory, self.ckpt_path, self.stage)
         self._started_at = time.monotonic()
-        self._earlier_seconds = _read_summary(self.directory).get("wall_seconds") or 0.0
+        self._earlier_seconds = read_summary(self.directory).get("wall_seconds") or 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
         write_whole(self.directory / "config.yaml", self.config)
         self.write_summary("running")
@@ -118,14 +152,14 @@ class Run:
         if getattr(wandb, "run", None) is not None:
             wandb.finish(0 if error is None else 1)  # else the next job of a sweep would go on with this run
         if status != "failed":
-            print(_shown(self.directory), flush=True)
+            print(shown(self.directory), flush=True)
 
     def write_summary(
         self,
         status: Literal["running", "finished", "interrupted", "failed"],
         error: BaseException | None = None,
     ) -> None:
-        """Write summary.json, whole or not at all."""
+        """Write summary.json, whole or not at all; in an existing directory."""
         throughput = {"tokens_per_second": None, "examples_per_second": None, "mfu": None}
         earlier = self._earlier_seconds
         if self.run_metrics is not None:
@@ -138,6 +172,7 @@ class Run:
             "data": self.data,
             "source": self.source,
             "seed": self.seed,
+            "overrides": self.overrides,
             "metrics": {name: _number(value) for name, value in self.metrics.items()},
             "throughput": {name: _number(value) for name, value in throughput.items()},
             "world_size": self.world_size,
@@ -145,11 +180,28 @@ class Run:
             "run_dir": str(self.directory),
             "versions": _versions(),
             "status": status,
-            "error": None if error is None else _error_text(error),
+            "error": None if error is None else error_text(error),
         }
         if self.data_facts:
             summary["data_facts"] = self.data_facts
-        write_whole(self.directory / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+        _write_summary(self.directory, summary)
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """A run's summary.json; empty where there is none that can be read."""
+    try:
+        return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def amend_summary(directory: Path, **changes: Any) -> None:
+    """Correct how a run ended, where its own process could not know or was not there to say it any more."""
+    _write_summary(directory, read_summary(directory) | changes)
+
+
+def _write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    write_whole(directory / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
 
 @contextmanager
@@ -180,7 +232,7 @@ def check_free(directory: str | os.PathLike, ckpt_path: str | None, stage: str) 
         ValueError: `directory` holds a finished run, or a checkpoint, and `ckpt_path` does not continue it.
     """
     directory = Path(directory).absolute()
-    status = _read_summary(directory).get("status")
+    status = read_summary(directory).get("status")
     last = directory / "checkpoints" / "last.ckpt"
     if status != "finished" and not last.exists():
         return
@@ -193,10 +245,10 @@ def check_free(directory: str | os.PathLike, ckpt_path: str | None, stage: str) 
     what = "a finished run" if status == "finished" else "the checkpoint of a run"
     if stage == "fit" and last.exists():
         raise ValueError(
-            f"hydra.run.dir={_shown(directory)}: holds {what}; "
+            f"hydra.run.dir={shown(directory)}: holds {what}; "
             "continue it with ckpt_path=last, or choose another"
         )
-    raise ValueError(f"hydra.run.dir={_shown(directory)}: holds {what}; choose another")
+    raise ValueError(f"hydra.run.dir={shown(directory)}: holds {what}; choose another")
 
 
 def find_checkpoint(
@@ -224,7 +276,7 @@ def find_checkpoint(
         last = Path(run_dir) / "checkpoints" / "last.ckpt"
         if not last.is_file() and stage != "fit":
             raise ValueError(
-                f"ckpt_path=last: {_shown(last)} does not exist; name a run directory or a .ckpt file"
+                f"ckpt_path=last: {shown(last)} does not exist; name a run directory or a .ckpt file"
             )
         return last if last.is_file() else None
     path = Path(ckpt_path).expanduser()
@@ -252,6 +304,7 @@ def quieten() -> None:
         "pytorch_lightning.utilities.rank_zero",
         "pytorch_lightning.trainer.connectors.checkpoint_connector",
         "lightning_fabric.utilities.rank_zero",
+        "lightning_fabric.utilities.distributed",
     ):
         logging.getLogger(name).addFilter(_is_news)
 
@@ -274,7 +327,7 @@ def _is_interruption(error: BaseException) -> bool:
     )
 
 
-def _error_text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -294,14 +347,7 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _read_summary(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Relative to the working directory where it lies beneath: short, and can be pasted after ckpt_path=."""
     path, here = Path(path).absolute(), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

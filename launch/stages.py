@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.strategies import FSDPStrategy
 
 from datamodules.inspection import inspect_corpus
 from datamodules.tokenizers.base import Tokenizer, load_tokenizer
 from launch.callbacks import Interruption, RunMetrics
-from launch.check import ConfigError
 from launch.checkpoint_io import AtomicCheckpointIO
 from launch.data_plots import plot_labels, plot_lengths
 from launch.data_report import report
 from launch.export import export_run, score_names
+from launch.leaderboard import collect, typed_metric, write
+from launch.machine import check_compiler
 from launch.plots import plot_curves
 from launch.predict import (
     TOKENIZER,
@@ -31,11 +35,14 @@ from launch.predict import (
     run_directory,
     written_lines,
 )
-from launch.run_dir import Run, find_checkpoint, quieten, replaced_whole, write_whole
+from launch.run_dir import ConfigError, Run, find_checkpoint, quieten, replaced_whole, write_whole
+from launch.signatures import show
 
 log = logging.getLogger(__name__)
 
 EVALUATIONS = ("validate", "test")
+# For which ranks wait while one reads and tokenizes a corpus.
+PREPARE_TIMEOUT = timedelta(days=1)
 # Of the words that a vocabulary got, so many from either end are printed.
 SHOWN_WORDS = 8
 # So few predictions are printed too, each cut to so many characters.
@@ -45,17 +52,8 @@ SHOWN_PREDICTIONS, SHOWN_CHARACTERS = 5, 400
 def open_run(cfg: DictConfig) -> Run:
     """The run's directory, as a context manager; seeds everything that draws."""
     quieten()
-    hydra = HydraConfig.get()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    return Run(
-        hydra.runtime.output_dir,
-        OmegaConf.to_yaml(cfg, resolve=True),
-        stage=cfg.stage,
-        model=hydra.runtime.choices.model,
-        data=hydra.runtime.choices.data,
-        seed=cfg.seed,
-        ckpt_path=cfg.ckpt_path,
-    )
+    return Run.of(cfg)
 
 
 def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
@@ -76,12 +74,16 @@ def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
 def build_model(cfg: DictConfig, datamodule: pl.LightningDataModule) -> pl.LightningModule:
     """The technique: a run's, or a new one whose weights are made when the corpus' facts are known."""
     if cfg.stage in EVALUATIONS:
-        return load_technique(run_directory(cfg.ckpt_path), _checkpoint(cfg), trusted=cfg.model._target_)
-    model = instantiate(cfg.model, _recursive_=False, _convert_="all")
-    try:
-        model.check_corpus(datamodule)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        model = load_technique(run_directory(cfg.ckpt_path), _checkpoint(cfg), trusted=cfg.model._target_)
+    else:
+        model = instantiate(cfg.model, _recursive_=False, _convert_="all")
+        try:
+            model.check_corpus(datamodule)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    if cfg.compile:
+        torch.compiler.reset()  # the jobs of a sweep share a process, and with it the limit on graphs of one function
+        model.compile(mode=None if cfg.compile is True else cfg.compile)
     return model
 
 
@@ -103,19 +105,29 @@ def build_trainer(cfg: DictConfig, run: Run, datamodule: pl.LightningDataModule)
     accumulate = datamodule.accumulate_grad_batches(trainer.world_size)
     trainer.accumulate_grad_batches = accumulate
     trainer.val_check_interval = cfg.validate_every * accumulate
+    if isinstance(trainer.limit_train_batches, int):
+        trainer.limit_train_batches *= accumulate
+    if cfg.compile:
+        check_compiler(trainer.strategy.root_device.type, f"compile={show(cfg.compile)}")
+    if isinstance(trainer.strategy, FSDPStrategy):
+        log.warning(
+            "trainer=fsdp: tried on no GPU yet; its shards have one dimension, so weight decay reaches none of them"
+        )
     run.world_size = trainer.world_size
     return trainer
 
 
 def fit(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: Any) -> None:
     """Train, take the best weights, validate, test where there are test rows, draw the curves, export."""
-    datamodule.prepare_data()
+    _prepare(trainer, datamodule)
     datamodule.setup("fit")
     run.source, run.data_facts = _describe(datamodule)
+    run.metrics.update(datamodule.metric_values())
     if trainer.is_global_zero:
         with replaced_whole(run.directory / TOKENIZER) as directory:
             datamodule.tokenizer.save(directory, datamodule.max_length)
     trainer.fit(model, datamodule, ckpt_path=_checkpoint(cfg), weights_only=True)
+    _drop_requeue_checkpoint(trainer)
     run.metrics.update(trainer.callback_metrics)
     run.metrics.update(_take_best_weights(trainer, model, datamodule))
     if len(datamodule.stores["test"]):
@@ -129,7 +141,7 @@ def fit(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: 
 
 def evaluate(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: Any) -> None:
     """stage=validate|test: the scores of a run's best weights."""
-    datamodule.prepare_data()
+    _prepare(trainer, datamodule)
     datamodule.setup(cfg.stage)
     split = "val" if cfg.stage == "validate" else "test"
     if not len(datamodule.stores[split]):
@@ -142,7 +154,10 @@ def evaluate(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamod
 
 
 def predict(cfg: DictConfig, run: Run) -> None:
-    """stage=predict: a run or an export does one of its technique's tasks on texts; a line of JSON for each."""
+    """stage=predict: a run or an export does one of its technique's tasks on texts; a line of JSON for each.
+
+    The throughput is that of tokenizer and network; reading and writing files is not in it.
+    """
     model, inputs = load_for_prediction(cfg.ckpt_path, trusted=cfg.model._target_)
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     model = model.to(trainer.strategy.root_device).eval()
@@ -150,10 +165,13 @@ def predict(cfg: DictConfig, run: Run) -> None:
     texts = read_texts(cfg.predict.input)
     output = Path(cfg.predict.output or run.directory / "predictions.jsonl").expanduser()
     run.source = str(cfg.predict.input)
+    run.run_metrics = RunMetrics()
     with written_lines(output) as write, torch.inference_mode():
         for start in range(0, len(texts), cfg.predict.batch_size):
-            for result in task(texts[start : start + cfg.predict.batch_size], inputs):
-                line = write(result)
+            batch, started = texts[start : start + cfg.predict.batch_size], time.perf_counter()
+            results = task(batch, inputs)
+            run.run_metrics.count(len(batch), 0, time.perf_counter() - started)
+            for line in map(write, results):
                 if len(texts) <= SHOWN_PREDICTIONS:
                     print(line if len(line) < SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} ...")
     log.info(f"{len(texts)} predictions in {output}")
@@ -178,16 +196,50 @@ def vocabulary(cfg: DictConfig, run: Run, datamodule: Any) -> None:
     log.info(f"to use it: tokenizer.init_from={directory}")
 
 
+def compare(cfg: DictConfig, run: Run) -> None:
+    """stage=compare: the leaderboard of finished runs, by the metric that was typed or else by their own."""
+    directories = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs
+    jobs = collect([to_absolute_path(str(Path(directory).expanduser())) for directory in directories])
+    run.source = ", ".join(directories)
+    print(write(jobs, run.directory, typed_metric(run.overrides)))
+
+
 def inspect_data(run: Run, datamodule: Any) -> None:
     """data.inspect=true: what the corpus holds, as a report, inspection.json and pictures; nothing is trained."""
     run.stage = "inspect"
     facts = inspect_corpus(datamodule)
     run.source, run.data_facts = _describe(datamodule)
+    run.metrics.update(datamodule.metric_values())
     log.info("\n".join(["what the corpus holds", "", *report(facts), ""]))
     write_whole(run.directory / "inspection.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
     plot_lengths(run.directory / "plots" / "lengths.png", facts)
     plot_labels(run.directory / "plots" / "labels.png", facts)
     log.info("examples of all splits in inspection.json, pictures in plots/")
+
+
+def _prepare(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> None:
+    """Read and tokenize once on each machine, before the run asks what there is; the other ranks wait."""
+    if trainer.world_size == 1:
+        datamodule.prepare_data()
+        return
+    trainer.strategy.setup_environment()  # from here on ranks can wait for each other
+    if trainer.is_global_zero:
+        log.info(f"{trainer.world_size} ranks ({torch.distributed.get_backend()})")
+    if trainer.local_rank == 0:
+        datamodule.prepare_data()
+    # Of its own: for the trainer's group a rank that prepares a large corpus would be one that is gone.
+    patient = torch.distributed.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
+    torch.distributed.barrier(patient)
+    torch.distributed.destroy_process_group(patient)
+
+
+def _drop_requeue_checkpoint(trainer: pl.Trainer) -> None:
+    """Under Slurm Lightning loads it wherever it is given no checkpoint: the evaluation that follows the training would be
+    that of the step at which the job was requeued, and so would the export."""
+    if trainer.is_global_zero:
+        for path in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
+            path.unlink()
+    trainer.strategy.barrier()
 
 
 def _checkpoint(cfg: DictConfig) -> Path | None:
@@ -204,7 +256,9 @@ def _take_best_weights(trainer: pl.Trainer, model: Any, datamodule: Any) -> dict
     """
     if not len(datamodule.stores["val"]):
         return {}
-    best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
+    # Lightning adds one of its own, which monitors nothing, where there is none.
+    checkpoints = (c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
+    best = next((c for c in checkpoints if c.monitor is not None), None)
     # The average is the model's own weights by now; the callback would put it in the place of others once more.
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]
     final = trainer.validate(model, datamodule, verbose=False)[0]

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -43,6 +44,16 @@ class Outcome(NamedTuple):
 
 def run(directory: Path, *options: str) -> Outcome:
     """`python train.py hydra.run.dir=<directory> <options>` in this process; a crash raises its exception."""
+    return program(f"hydra.run.dir={directory}", *options)
+
+
+def sweep(directory: Path, *options: str) -> Outcome:
+    """`python train.py -m hydra.sweep.dir=<directory> <options>` in this process."""
+    return program("-m", f"hydra.sweep.dir={directory}", *options)
+
+
+def program(*arguments: str) -> Outcome:
+    """`python train.py <arguments>` in this process."""
     out, err = io.StringIO(), io.StringIO()
     root = logging.getLogger()
     handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads()
@@ -53,8 +64,7 @@ def run(directory: Path, *options: str) -> Outcome:
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ))
-            arguments = ["train.py", f"hydra.run.dir={directory}", *options]
-            stack.enter_context(mock.patch.object(sys, "argv", arguments))
+            stack.enter_context(mock.patch.object(sys, "argv", ["train.py", *arguments]))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             try:
@@ -85,17 +95,68 @@ def finished(directory: Path, *options: str) -> Outcome:
 
 def start(directory: Path, *options: str) -> subprocess.Popen:
     """The same in a process of its own."""
-    command = [sys.executable, REPOSITORY / "train.py", f"hydra.run.dir={directory}", *options]
+    return launch(f"hydra.run.dir={directory}", *options)
+
+
+def launch(*arguments: str, command: tuple = (sys.executable,), **environ: str) -> subprocess.Popen:
+    """`python train.py <arguments>` in a process of its own."""
     return subprocess.Popen(
-        command,
+        [*command, REPOSITORY / "train.py", *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # A shell that starts the tests in the background has Ctrl-C ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def ended(process: subprocess.Popen, seconds: float = 300) -> Outcome:
+    """Wait for a process of `launch`; one that does not end is killed and fails the test."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {seconds} s\n{out}\n{err}") from None
+    return Outcome(process.returncode, out, err)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Return when `process` has made the file or directory."""
+    end = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.05)
+
+
+def wait_for_step(directory: Path, step: int, process: subprocess.Popen) -> None:
+    """Return when metrics.csv tells of a step; it is read while the other process writes it."""
+    end = time.monotonic() + 200
+    while not any(done >= step for done, _ in values(directory, "train/loss")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the run does not come on"
+        time.sleep(0.02)
+
+
+def processes_of(mark: str) -> list[int]:
+    """Living processes that have TEST_MARK=<mark> in their environment, but for this one."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            marked = f"TEST_MARK={mark}".encode() in (entry / "environ").read_bytes()
+            if marked and "\nState:\tZ" not in (entry / "status").read_text():
+                found.append(int(entry.name))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return [process for process in found if process != os.getpid()]
+
+
+def jobs(sweep_dir: Path) -> list[str]:
+    """The jobs of a sweep that have begun, by their numbers."""
+    return sorted(path.parent.name for path in sweep_dir.glob("*/summary.json"))
 
 
 def summary(directory: Path) -> dict:

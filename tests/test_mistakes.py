@@ -22,6 +22,7 @@ OPTIONS_OF_WOBERT = (
     "backbone, optimizer, scheduler, init_from, expand_vocabulary, new_rows, mask_rate, mask_token_rate, "
     "random_token_rate, whole_word_masking, mask_special_tokens, attention, seed"
 )
+PRECISIONS = "one of 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true, bf16, 16, 32, 64"
 
 # What is typed -> the lines that are told, all of them.
 MISTAKES = [
@@ -146,7 +147,7 @@ MISTAKES = [
     ("model.new_rows=zero", ["model.new_rows=zero: must be one of mean, random"]),
     (
         "stage=tset",
-        ["stage=tset: must be one of fit, validate, test, predict, vocabulary; did you mean test?"],
+        ["stage=tset: must be one of fit, validate, test, predict, vocabulary, compare; did you mean test?"],
     ),
     ("max_steps=1e3", ["max_steps=1000.0: must be a whole number or null; write 1000"]),
     ("max_steps=0", ["max_steps=0: must be -1 or >= 1"]),
@@ -172,6 +173,79 @@ MISTAKES = [
     ("data.split=[0.8,x]", ["data.split=[0.8,x]: must be a list in which each item is a number or null"]),
     ("data.max_length=3", ["data.max_length=3: must be >= 4"]),
     ("callbacks.best.mode=most", ["callbacks.best.mode=most: must be one of min, max"]),
+    # The machine
+    (
+        "trainer=dpd",
+        [
+            "trainer=dpd: there is no trainer/dpd; did you mean ddp? (there are: auto, cpu, ddp, ddp_cpu, fsdp, gpu, "
+            "slurm)"
+        ],
+    ),
+    ("precision=bf16mixed", [f"precision=bf16mixed: must be {PRECISIONS} or null; did you mean bf16-mixed?"]),
+    ("precision=fp16", [f"precision=fp16: must be {PRECISIONS} or null; did you mean bf16?"]),
+    (
+        "compile=max-autotun",
+        [
+            "compile=max-autotun: must be one of default, reduce-overhead, max-autotune or true or false; did you "
+            "mean max-autotune?"
+        ],
+    ),
+    (
+        "trainer.accelerator=gpuu",
+        ["trainer.accelerator=gpuu: must be one of auto, cpu, gpu, cuda, mps; did you mean gpu?"],
+    ),
+    ("trainer.devices=0", ["trainer.devices=0: must be -1 or >= 1"]),
+    ("trainer.overfit_batches=-1", ["trainer.overfit_batches=-1: must be >= 0"]),
+    (
+        "trainer.strategy=ddp_spawn",
+        ["trainer.strategy=ddp_spawn: train.py starts the processes itself; type trainer.strategy=ddp"],
+    ),
+    (
+        "trainer=ddp trainer.strategy=ddp_notebook_find_unused_parameters_true",
+        [
+            "trainer.strategy=ddp_notebook_find_unused_parameters_true: train.py starts the processes itself; type "
+            "trainer.strategy=ddp_find_unused_parameters_true"
+        ],
+    ),
+    (
+        "trainer.strategy=ddp_static",
+        [
+            "trainer.strategy=ddp_static: must be one of auto, ddp, ddp_find_unused_parameters_false, "
+            "ddp_find_unused_parameters_true, fsdp, fsdp_cpu_offload or a mapping"
+        ],
+    ),
+    (
+        "trainer=ddp +trainer.strategy.start_method=spawn",
+        ["trainer.strategy.start_method: train.py starts the processes itself; leave it out"],
+    ),
+    (
+        "trainer=ddp +trainer.strategy.find_unused_paramters=true",
+        [
+            "trainer.strategy.find_unused_paramters: no such option of DDPStrategy; did you mean "
+            "find_unused_parameters?"
+        ],
+    ),
+    (
+        "trainer=ddp trainer.strategy.static_graph=1",
+        ["trainer.strategy.static_graph=1: must be true or false"],
+    ),
+    (
+        "trainer=fsdp trainer.strategy.sharding_strategy=FULL",
+        [
+            "trainer.strategy.sharding_strategy=FULL: must be one of FULL_SHARD, SHARD_GRAD_OP, HYBRID_SHARD, "
+            "NO_SHARD"
+        ],
+    ),
+    (
+        "trainer=fsdp trainer.strategy.state_dict_type=sharded",
+        ["trainer.strategy.state_dict_type=sharded: must be one of full"],
+    ),
+    (
+        "trainer=fsdp +trainer.strategy.limit_all_gather=false",
+        [
+            "trainer.strategy.limit_all_gather: no such option of FSDPStrategy; did you mean limit_all_gathers?"
+        ],
+    ),
     # What must be there, and what must not be used
     ("seed=???", ["seed: is missing; it must be given"]),
     ("seed=${sed}", ["seed=${sed}: refers to sed, which is not there"]),

@@ -2,11 +2,21 @@
 
 import os
 import signal
-import time
 
 import pytest
 import torch
-from running import REPOSITORY, TINY, finished, metrics, run, start, summary, values, weights
+from running import (
+    REPOSITORY,
+    TINY,
+    finished,
+    metrics,
+    run,
+    start,
+    summary,
+    values,
+    wait_for_step,
+    weights,
+)
 
 # Seven steps an epoch; dropout, warm-up and decay are on.
 OPTIONS = (*TINY, "data.tokens_per_batch=512", "max_steps=17", "validate_every=6", "log_every=1")
@@ -107,6 +117,7 @@ def assert_same_run(one, other):
         pytest.param(11, 10, ("model=bert", "model.whole_word_masking=true"), id="in-the-second-epoch"),
         pytest.param(9, 8, ("data.max_tokens_per_device=280", "validate_every=4"), id="micro-batches"),
         pytest.param(8, 5, ("data.num_workers=1",), id="worker-process"),
+        pytest.param(5, 4, ("trainer.limit_train_batches=4",), id="limited-epochs"),
         pytest.param(8, 5, ("callbacks=[default,ema]", "callbacks.ema.update_starting_at_step=2"), id="ema"),
         pytest.param(
             5,
@@ -218,15 +229,6 @@ def test_what_a_checkpoint_does_not_fit_is_told(options, message, stopped, corpu
     outcome = run(tmp_path / "other", *OPTIONS, *corpus, f"ckpt_path={directory}", *options)
     assert outcome.code == 2
     assert message in outcome.err and "Traceback" not in outcome.err
-
-
-def wait_for_step(directory, step, process):
-    """Return when metrics.csv tells of a step; it is read while the other process writes it."""
-    end = time.monotonic() + 120
-    while not any(done >= step for done, _ in values(directory, "train/loss")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the run does not come on"
-        time.sleep(0.02)
 
 
 LONG = (*OPTIONS, "max_steps=150", "validate_every=50", f"checkpoint_every={STEPS_PER_EPOCH}")

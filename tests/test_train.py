@@ -21,6 +21,7 @@ SUMMARY_KEYS = [
     "data",
     "source",
     "seed",
+    "overrides",
     "metrics",
     "throughput",
     "world_size",
@@ -326,7 +327,8 @@ def test_an_inspection_leaves_a_report_and_trains_nothing(corpus, tmp_path):
     }
     told = summary(directory)
     assert list(told) == SUMMARY_KEYS
-    assert (told["stage"], told["status"], told["metrics"]) == ("inspect", "finished", {})
+    assert (told["stage"], told["status"]) == ("inspect", "finished")
+    assert set(told["metrics"]) == {"data/characters_per_token", "data/unknown_share", "data/cut_share"}
     assert told["source"] == corpus[0].removeprefix("data.source=")
     facts = json.loads((directory / "inspection.json").read_text(encoding="utf-8"))
     assert {name: split["rows"] for name, split in facts["splits"].items()} == {

@@ -307,7 +307,7 @@ from launch.cli import entrypoint
 def main(cfg):
     import hydra
     if cfg.what == "config":
-        from launch.check import ConfigError
+        from launch.run_dir import ConfigError
         raise ConfigError("data.train=a.json: wrong")
     if cfg.what == "data":
         from datamodules.corpus import DataError

@@ -12,7 +12,7 @@ import torch
 from launch.run_dir import Run, check_free, find_checkpoint, quieten
 
 KEYS = [
-    "stage", "model", "data", "source", "seed", "metrics", "throughput", "world_size", "wall_seconds",
+    "stage", "model", "data", "source", "seed", "overrides", "metrics", "throughput", "world_size", "wall_seconds",
     "run_dir", "versions", "status", "error",
 ]  # fmt: skip
 
