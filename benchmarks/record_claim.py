@@ -33,7 +33,7 @@ def section(claim: Path, name: str) -> str:
 def record(claim: Path, docs: Path = DOCS) -> str:
     """Record the claim that lies in the run directory `claim`; returns its section."""
     verdict = json.loads((claim / "verdict.json").read_text(encoding="utf-8"))
-    name = verdict["claim"] + ("-full" if verdict["scale"] == "full" else "")
+    name = verdict["claim"].replace("/", "-") + ("-full" if verdict["scale"] == "full" else "")
     opening, closing = f"<!-- claim {name} -->", f"<!-- end of claim {name} -->"
     block = f"{opening}\n{section(claim, name)}{closing}\n"
     results = docs / "results.md"
@@ -41,6 +41,8 @@ def record(claim: Path, docs: Path = DOCS) -> str:
     start = text.find(opening)
     if start < 0:
         text = f"{text.rstrip()}\n\n{block}"
+    elif closing not in text:
+        sys.exit(f"{results}: {closing} is missing behind {opening}")
     else:
         text = text[:start] + block + text[text.index(closing) + len(closing) + 1 :]
     for picture in (claim / "plots").glob("*.png"):
@@ -55,7 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("claim", type=Path, help="the claim's run directory, runs/claims/NAME")
     claim = parser.parse_args(arguments).claim
     if not (claim / "verdict.json").is_file():
-        sys.exit(f"{claim}: holds no verdict; python train.py experiment=claims/{claim.name} writes one")
+        name = claim.name.removesuffix("-full")
+        scale = " claim.scale=full" * claim.name.endswith("-full")
+        sys.exit(f"{claim}: holds no verdict; python train.py experiment=claims/{name}{scale} writes one")
     print(record(claim))
 
 

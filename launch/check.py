@@ -301,7 +301,6 @@ class _Check:
     def __init__(self, config: DictConfig, job_number: int | None):
         self.config = config
         self.choices = OmegaConf.to_container(config.hydra.runtime.choices)
-        self.is_job_of_sweep = job_number is not None
         self.mistakes: list[tuple[str, str]] = []
         self.sources: dict[str, str] = {}  # path of an interpolated option -> path that it is taken from
         self.in_sweep = job_number is not None
@@ -394,7 +393,7 @@ class _Check:
     # -------------------------------------------------------------------------- conf/train.yaml's own options
 
     def _check_sweep(self) -> None:
-        if self.choices.get("sweep") is not None and not self.is_job_of_sweep:
+        if self.choices.get("sweep") is not None and not self.in_sweep:
             self.add(self._choice("sweep"), "is for sweeps, which need -m: python train.py -m ...")
 
     def _check_search_path(self) -> None:
@@ -433,7 +432,7 @@ class _Check:
 
     def _check_top_level(self) -> None:
         known = [*OPTIONS, *NODES, *NODE_GROUPS]
-        known.remove("claim")  # comes with an experiment, and is never meant by what was typed
+        typed = [name for name in known if name != "claim"]  # which comes with an experiment
         interpolated = {source.partition(".")[0] for source in self.sources.values()}
         for name in list(self.plain):
             if name in PRESETS:
@@ -444,7 +443,7 @@ class _Check:
                 present = explain.chosen_groups(top, self.config)
                 self.add(name, f"{self._choice(top)} has no group {group}" + _instead(group, present))
             elif name not in known and name not in interpolated:
-                self.add(name, "no such option" + did_you_mean(name, known))
+                self.add(name, "no such option" + did_you_mean(name, typed))
         for name in ("model", "data", "trainer"):
             node = self.plain.get(name)
             if node is None:
@@ -585,7 +584,7 @@ class _Check:
             known += (self.corpus and class_attribute(self.corpus, "metrics")) or ()
         optimized = self.plain.get("optimized_metric")
         # The default speaks of training: to evaluate a run it need not be there.
-        is_meant = fits or leaderboard.typed_metric(self.config.hydra.overrides.task) is not None
+        is_meant = fits or leaderboard.typed_metric(explain.typed_overrides(self.config)) is not None
         if is_meant and isinstance(optimized, str) and optimized not in known:
             at_stage = "" if fits else f" at stage={stage}"
             self.add("optimized_metric", wrong + at_stage + _instead(optimized, known), optimized)
@@ -648,7 +647,7 @@ class _Check:
                     metrics.update(*(job.metrics for job in leaderboard.collect(str(directory))))
                 except ValueError as error:
                     self.mistakes.append(("runs", str(error)))
-            metric = leaderboard.typed_metric(self.config.hydra.overrides.task)
+            metric = leaderboard.typed_metric(explain.typed_overrides(self.config))
             if metrics and metric is not None and metric not in metrics:
                 what = "none of the runs has it" + _instead(metric, sorted(metrics))
                 self.add("optimized_metric", what, metric)

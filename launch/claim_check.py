@@ -4,6 +4,7 @@ one starts."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def _misfits(node: dict[str, Any]) -> list[str]:
                 lines.append(f"{path}: a step's name is that of its directory: letters, digits and _")
             else:
                 lines += _misfits_of(step, STEP, path)
+                lines += _given_twice(step, path)
+    return lines
+
+
+def _given_twice(step: dict[str, Any], path: str) -> list[str]:
+    lines = []
+    for name in ("overrides", "full"):
+        overrides = step.get(name)
+        typed = Counter(map(key_of, overrides or [])) if misfit(overrides or [], STEP[name]) is None else {}
+        lines += [f"{path}.{name}: {key} is given twice" for key, count in typed.items() if count > 1]
     return lines
 
 
@@ -113,7 +124,11 @@ def _mistakes_of_steps(claim: Claim, groups: Groups) -> list[str]:
             lines.append(f"{path}.overrides: is empty; name what its jobs are")
         for override in step.overrides:
             try:
-                parsed([PLACEHOLDER.sub(lambda found: "x" if found[1] in names else found[0], override)])
+                [one] = parsed(
+                    [PLACEHOLDER.sub(lambda found: "x" if found[1] in names else found[0], override)]
+                )
+                if one.is_sweep_override() and not one.is_discrete_sweep():
+                    lines.append(f"{path}: {override}: a claim has a fixed grid; type its values, a,b")
             except HydraException:
                 lines.append(f"{path}: {explain_grammar(override, groups)}")
             if key_of(override) in RESERVED or override == "ckpt_path=last":
@@ -152,6 +167,11 @@ def _fixed(claim: Claim, typed: Typed) -> list[str]:
         f"{override}: is fixed by experiment={claim.experiment}, whose criterion was written before the runs"
         for override in typed.task
         if key_of(override).startswith("claim.") and key_of(override) != "claim.scale"
+    ]
+    lines += [
+        f"{override}: a claim types its sweeps itself; leave it out"
+        for override in typed.hydra
+        if key_of(override).startswith(("hydra/sweeper", "hydra.sweeper", "hydra.sweep."))
     ]
     for override in typed.options:
         steps = [step for step in claim.steps for own in step.overrides if key_of(own) == key_of(override)]

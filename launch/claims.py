@@ -54,7 +54,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from launch import leaderboard, ranks
 from launch.run_dir import ConfigError, Run, amend_summary, read_summary, shown, write_whole
@@ -232,7 +232,9 @@ class Sweep:
     @property
     def trains(self) -> bool:
         """Whether `ckpt_path` is free for the sweep to continue its jobs."""
-        return not {"ckpt_path", "stage", "data.inspect"} & set(map(key_of, self.overrides))
+        return not {"ckpt_path", "stage", "data.inspect"} & set(
+            map(key_of, set(self.overrides) - {"stage=fit"})
+        )
 
     @property
     def arguments(self) -> list[str]:
@@ -316,7 +318,11 @@ class Typed:
     def of(cls, hydra: DictConfig) -> Typed:
         """`hydra`: Hydra's node of the composed config."""
         sources = [one.path for one in hydra.runtime.config_sources if one.provider == "command-line"]
-        return cls(list(hydra.overrides.task), list(hydra.overrides.hydra), next(iter(sources), None))
+        return cls(
+            OmegaConf.to_container(hydra.overrides.task),
+            OmegaConf.to_container(hydra.overrides.hydra),
+            next(iter(sources), None),
+        )
 
     @property
     def options(self) -> list[str]:
@@ -358,6 +364,9 @@ def run(cfg: DictConfig) -> None:
         raise ConfigError(
             f"experiment={claim.experiment}: starts its runs itself; leave out torchrun or srun"
         )
+    with read_write(cfg), open_dict(cfg):
+        # Interpolations in a step are its jobs' own, and stand in config.yaml as they were written.
+        cfg.claim = ranks.escaped(OmegaConf.to_container(cfg.claim, resolve=False))
     _check_unchanged(directory, cfg)
     code = 0
     try:

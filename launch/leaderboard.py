@@ -46,7 +46,9 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-LOWER_IS_BETTER = frozenset({"loss", "bits", "perplexity", "ppl", "nll", "error", "mse", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "bits", "perplexity", "ppl", "nll", "error", "mse", "mae", "rmse", "unknown", "cut"}
+)
 UNREADABLE = "unreadable"
 # From the first row to the last.
 STATUSES = ("finished", "running", "interrupted", "failed", UNREADABLE)

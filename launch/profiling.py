@@ -63,12 +63,23 @@ class TorchProfile(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._profile is not None:  # the training was shorter
             self._stop(trainer.strategy.root_device)
+        elif self._seen <= self.skip and trainer.is_global_zero:
+            log.warning(
+                f"nothing profiled: the training had {self._seen} batches; type callbacks.profile.skip=0"
+            )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if self._profile is not None:  # else no other job of this process could start one
+            self._profile.stop()
+            self._profile = None
 
     def _stop(self, device: torch.device) -> None:
         profile, self._profile = self._profile, None
         profile.stop()
         self.directory.mkdir(parents=True, exist_ok=True)
-        key = "self_cpu_time_total" if device.type == "cpu" else f"self_{device.type}_time_total"
+        key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
         table = profile.key_averages().table(sort_by=key, row_limit=self.row_limit, max_name_column_width=70)
         (self.directory / "operations.txt").write_text(table + "\n", encoding="utf-8")
         profile.export_chrome_trace(str(self.directory / "trace.json.gz"))

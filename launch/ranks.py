@@ -368,7 +368,7 @@ def run_received(job: dict[str, Any], task: Callable[[DictConfig, DictConfig], A
     """
     rank = place().rank
     setup_globals()
-    cfg = OmegaConf.create(_escaped(job["config"]))
+    cfg = OmegaConf.create(escaped(job["config"]))
     OmegaConf.set_struct(cfg, True)
     hydra = OmegaConf.create({"hydra": {**job["hydra"], "mode": RunMode.RUN.name}})
     HydraConfig.instance().cfg = hydra
@@ -469,10 +469,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """Text that looks like an interpolation is a value by now."""
     if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
+        return {key: escaped(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(item) for item in value]
+        return [escaped(item) for item in value]
     return value.replace("${", r"\${") if isinstance(value, str) else value

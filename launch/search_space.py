@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from launch import explain
+from launch import explain, leaderboard
 from launch.run_dir import shown
 from launch.signatures import describe, misfit, show
 
@@ -34,7 +34,7 @@ OPTUNA = {
 }
 # Words in the names of metrics for which the other direction makes no sense.
 WORDS = {
-    "minimize": frozenset({"loss", "bits", "perplexity", "error"}),
+    "minimize": leaderboard.LOWER_IS_BETTER,
     "maximize": frozenset({"accuracy", "f1", "precision", "recall", "auc", "bleu", "rouge"}),
 }
 SQLITE = "sqlite:///"

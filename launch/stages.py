@@ -64,7 +64,10 @@ def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
         node = OmegaConf.to_container(node, resolve=True)
         saved = OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml").data)
         if saved["_target_"] == node["_target_"]:
-            typed = [override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task]
+            typed = [
+                override.split("=")[0].lstrip("+")
+                for override in OmegaConf.to_container(HydraConfig.get().overrides.task)
+            ]
             names = [name.removeprefix("data.") for name in typed if name.startswith("data.")]
             node = {**saved, **{name: node[name] for name in names}}
         node["tokenizer"] = load_tokenizer(evaluated / TOKENIZER)
