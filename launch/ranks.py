@@ -28,7 +28,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -220,12 +220,10 @@ class _Ranks:
             )
             self.processes.append(process)
         for process in self.processes:
-            try:
+            with suppress(BrokenPipeError):  # it is gone already; `wait` will see
                 # The pipe stays open: a rank ends when it is closed, that is when this process is gone.
                 process.stdin.write(len(job).to_bytes(8, "little") + job)
                 process.stdin.flush()
-            except BrokenPipeError:  # it is gone already; `wait` will see
-                pass
 
     def wait(self) -> None:
         """Return when all have ended; once one has failed, or has obeyed a signal, the others have not long."""
@@ -268,12 +266,11 @@ class _Ranks:
         """End all at once, with the processes that they have started."""
         for process in self.processes:
             if process.poll() is None:
-                try:
+                with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 process.wait()
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it ended before it had read its job
+                process.stdin.close()
 
 
 @contextmanager
