@@ -174,7 +174,8 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.world_size == 1:
+        # Between two steps there is a checkpoint, within one there is none.
+        if trainer.world_size == 1 or trainer.fit_loop._should_accumulate():
             return
         self._batches_until_agreement -= 1
         # Behind an epoch's last batch there would be no checkpoint; one batch later there is.
@@ -201,8 +202,14 @@ class Interruption(Callback):
             self._obey()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # By now Lightning has put back what SIGTERM did before its own handler.
+        self._handlers.pop(signal.SIGTERM, None)
         self._restore()
-        self._obey()
+        if trainer.world_size > 1:
+            if self._agree(trainer):
+                raise SIGTERMException
+        else:
+            self._obey()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

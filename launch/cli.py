@@ -92,6 +92,8 @@ def entrypoint(task: Task) -> Callable[[], Any]:
         ranks.place()
         register_resolvers()
         try:
+            if ranks.place() is not None and not ranks.started_here():
+                _refuse_sweep_of_ranks()
             received = ranks.received()
             if received is not None:
                 return ranks.run_received(received, job)
@@ -214,6 +216,12 @@ def _refuse_unknown_flags() -> None:
         name = flag.lstrip("-")
         way_out = f"type {name}" if "=" in name else f"type {name}=VALUE, or see --help"
         _leave(2, f"{flag}: options are typed without dashes; {way_out}")
+
+
+def _refuse_sweep_of_ranks() -> None:
+    arguments, _ = get_args_parser().parse_known_args()
+    if arguments.multirun:
+        _leave(2, "-m: a sweep starts the ranks of its jobs itself; type it without torchrun or srun")
 
 
 def _is_composition_error(error: Exception, started: _Started) -> bool:

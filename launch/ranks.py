@@ -6,8 +6,8 @@ Within a sweep those ranks walk the whole sweep once more, an Optuna sweep draws
 are there already; and where a rank fails, the process that runs the sweep is killed or waits for ever. Here
 
 - a job on several devices is run by a process that is no rank itself. It starts all ranks, hands them the composed
-  config, passes on signals, and ends them all where one fails. It imports neither torch nor Lightning, and is as it
-  was when the next job comes;
+  config, passes on signals, and ends them all where one fails. It trains nothing and joins no process
+  group (it imports torch only to count GPUs), and is as it was when the next job comes;
 - every rank has the config that rank zero has, value by value. Started by torchrun or srun, rank zero composes and
   the others are given its config through the store at MASTER_ADDR:MASTER_PORT: one run, one directory.
 
@@ -108,9 +108,11 @@ def are_needed(cfg: DictConfig) -> int:
         cfg.get("trainer") is None or cfg.get("claim") is not None
     ):  # the runs of a claim are jobs of their own
         return 0
-    processes = num_processes(OmegaConf.to_container(cfg.trainer, resolve=True))
     in_one_process = cfg.stage not in STAGES or OmegaConf.select(cfg, "data.inspect") is True
     here = place()
+    if in_one_process and here is None and cfg.stage != "predict":  # there is no trainer
+        return 0
+    processes = num_processes(OmegaConf.to_container(cfg.trainer, resolve=True))
     if here is not None:
         if in_one_process:
             raise ConfigError(f"stage={cfg.stage}: runs in one process; type it without torchrun or srun")
@@ -220,6 +222,8 @@ class _Ranks:
             )
             self.processes.append(process)
         for process in self.processes:
+            if self.signals:  # it came before this process was there to hear it
+                process.send_signal(self.signals[0])
             with suppress(BrokenPipeError):  # it is gone already; `wait` will see
                 # The pipe stays open: a rank ends when it is closed, that is when this process is gone.
                 process.stdin.write(len(job).to_bytes(8, "little") + job)
@@ -265,10 +269,9 @@ class _Ranks:
     def kill(self) -> None:
         """End all at once, with the processes that they have started."""
         for process in self.processes:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            with suppress(ProcessLookupError, PermissionError):  # a group outlives its leader
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             with suppress(BrokenPipeError):  # it ended before it had read its job
                 process.stdin.close()
 
@@ -286,7 +289,10 @@ def signals_passed_on(processes: list[subprocess.Popen]) -> Iterator[list[int]]:
 
     # A thread cannot have handlers; what starts threads for jobs has signals of its own.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    numbers = [signal.SIGINT, signal.SIGTERM] if in_main_thread else []
+    numbers = [
+        number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # nohup has it so
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield came

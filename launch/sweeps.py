@@ -28,6 +28,9 @@ NAMING = ("model", "data")
 FREE = ("ckpt_path", "max_steps", "max_epochs", "max_time", "trainer", "callbacks", "logger", "debug")
 FREE += ("validate_every", "log_every", "checkpoint_every", "compile", "precision", "optimized_metric")
 
+# Names what a sweep varies, in the environment of its jobs.
+SWEPT = "KEXUE_LIGHTNING_SWEPT"
+
 # The sweep that this process runs, once it is settled; and whether a database holds what it has found.
 directory: Path | None = None
 is_stored = False
@@ -61,10 +64,14 @@ def settle_directory(loader: ConfigLoader, config: DictConfig) -> None:
     finally:
         HydraConfig.instance().cfg = before
     quoted = QuotedString(str(directory), Quote.single).with_quotes()
+    # What is searched or swept tells the jobs apart, whatever it is; the environment reaches every launcher's jobs.
+    swept = [one.get_key_element().lstrip("+~") for one in typed if one.is_sweep_override()]
+    swept += list(OmegaConf.select(base, "hydra.sweeper.params") or {})
     is_stored = OmegaConf.select(base, "hydra.sweeper.storage") is not None
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(directory)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
+        config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{SWEPT}='{' '.join(swept)}'")
 
 
 def is_done(cfg: DictConfig) -> bool:
@@ -77,7 +84,8 @@ def is_done(cfg: DictConfig) -> bool:
     summary = read_summary(run_dir)
     if cfg.ckpt_path != "last" or not summary:
         return False
-    was, is_now = (_fixed(typed) for typed in (summary.get("overrides", []), Run.of(cfg).overrides))
+    swept = HydraConfig.get().job.env_set.get(SWEPT, "").split()
+    was, is_now = (_fixed(typed, swept) for typed in (summary.get("overrides", []), Run.of(cfg).overrides))
     if was != is_now:
         raise ConfigError(
             f"hydra.sweep.dir={shown(run_dir.parent)}: its job {run_dir.name} was another one, with "
@@ -96,8 +104,10 @@ def is_done(cfg: DictConfig) -> bool:
     return saved == wanted
 
 
-def _fixed(overrides: list[str]) -> set[str]:
-    return {typed for typed in overrides if re.split(r"[./=@]", typed.lstrip("+~"))[0] not in FREE}
+def _fixed(overrides: list[str], swept: list[str]) -> set[str]:
+    """Those that may not differ where a job goes on."""
+    keys = {typed: typed.lstrip("+~").partition("=")[0] for typed in overrides}
+    return {typed for typed, key in keys.items() if key in swept or re.split(r"[./@]", key)[0] not in FREE}
 
 
 def result_of_done(cfg: DictConfig) -> float | None:

@@ -316,6 +316,8 @@ def test_torchrun_starts_the_ranks(go, tmp_path):
     assert outcome.code == 0, outcome.err
     (run_dir,) = [path for path in tmp_path.iterdir() if path.name[0].isdigit()]
     assert_run_of(run_dir, 2)
+    outcome = ended(go("-m", "seed=1,2", command=torchrun))
+    assert outcome.code != 0 and "-m: a sweep starts the ranks of its jobs itself" in outcome.err
     # Lightning alone would train two models there, one after the other's files.
     outcome = ended(go("trainer=cpu", "trainer.devices=1", f"hydra.run.dir={tmp_path}/one", command=torchrun))
     assert outcome.code != 0

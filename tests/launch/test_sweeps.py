@@ -82,6 +82,9 @@ def test_a_finished_job_with_other_options_is_not_taken_for_done(corpus, tmp_pat
     outcome = sweep(directory, *OPTIONS, *corpus, "seed=1,2", "ckpt_path=last", "max_steps=3")
     assert outcome.code == 0 and "finished already" not in outcome.out
     assert [row["step"] for row in metrics(directory / "0") if "train/loss" in row] == [0, 1, 2]
+    # A limit is free where a sweep goes on, but not where it is what the jobs differ in.
+    refused = sweep(directory, *OPTIONS, *corpus, "seed=1", "ckpt_path=last", "max_steps=2,3")
+    assert refused.code == 2 and "its job 0 was another one" in refused.err
     # Job 0 of another sweep would go on with the weights of seed 1.
     before = (directory / "0/summary.json").read_bytes()
     refused = sweep(directory, *OPTIONS, *corpus, "seed=3,1", "ckpt_path=last", "max_steps=4")
