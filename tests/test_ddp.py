@@ -146,9 +146,8 @@ def test_a_plain_run(go, tmp_path):
     assert one == pytest.approx(two, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "devices", [pytest.param("1,2", marks=pytest.mark.slow), pytest.param("2,1", id="2,1")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["1,2", "2,1"])
 def test_a_sweep_over_the_number_of_ranks(devices, go, tmp_path):
     no_dropout = "model.backbone.hidden_dropout=0"  # it differs from rank to rank
     outcome = ended(go("-m", f"trainer.devices={devices}", no_dropout, f"hydra.sweep.dir={tmp_path}/sweep"))

@@ -72,7 +72,13 @@ def made_small(arguments: list[str]) -> list[str]:
     return [option for option in TINY if option.partition("=")[0] not in chosen]
 
 
-@pytest.mark.parametrize("command", commands(shell=True))
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if re.search("optuna|joblib|ddp", command) else [])
+        for command in commands(shell=True)
+    ],
+)
 def test_command_in_a_shell(command, world):
     shutil.rmtree(world / "runs" / "sweep-wobert-clue", ignore_errors=True)
     shutil.rmtree(world / "runs" / "sweep-wobert+bert-clue", ignore_errors=True)
