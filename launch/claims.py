@@ -57,7 +57,15 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from launch import leaderboard, ranks
-from launch.run_dir import ConfigError, Run, amend_summary, read_summary, shown, write_whole
+from launch.run_dir import (
+    ConfigError,
+    Run,
+    amend_summary,
+    configs_then_and_now,
+    read_summary,
+    shown,
+    write_whole,
+)
 from launch.signatures import show
 
 if TYPE_CHECKING:
@@ -409,9 +417,7 @@ def _check_unchanged(directory: Path, cfg: DictConfig) -> None:
         return
     if summary.get("stage") != "claim":
         raise ConfigError(f"hydra.run.dir={shown(directory)}: holds a run; choose another")
-    saved = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-    wanted = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)))
-    differing = _differing(saved, wanted)
+    differing = _differing(*configs_then_and_now(directory, cfg))
     if differing:
         raise ConfigError(
             f"hydra.run.dir={shown(directory)}: was begun otherwise, with {'; '.join(differing)}. Runs of two kinds "

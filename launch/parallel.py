@@ -22,11 +22,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from launch import leaderboard
+from launch.ranks import GRACE_AFTER_SIGNAL, is_of_one_process
 from launch.run_dir import read_summary
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia")
-# Seconds that interrupted jobs have to write their checkpoints.
-GRACE = 60.0
 
 
 def job_number() -> int | None:
@@ -66,7 +65,7 @@ def _end_jobs(sweep_dir: Path, since: float, number: int, frame: Any) -> None:
     for again in (signal.SIGINT, signal.SIGTERM):
         signal.signal(again, _interrupt_workers)  # for which they kill their jobs
     _interrupt_workers()
-    end = time.monotonic() + GRACE
+    end = time.monotonic() + GRACE_AFTER_SIGNAL
     while time.monotonic() < end and any(
         _is_running(path, since) for path in sweep_dir.glob("*/summary.json")
     ):
@@ -110,11 +109,7 @@ def in_worker(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def processes(config: DictConfig) -> int:
     """1 where this process has to start another one for the job, and wait; else 0."""
-    from launch.ranks import STAGES  # it imports launch.check, which imports this module
-
-    if not _is_worker():
-        return 0
-    return int(config.stage in STAGES and OmegaConf.select(config, "data.inspect") is not True)
+    return int(_is_worker() and not is_of_one_process(config))
 
 
 def _is_worker() -> bool:

@@ -97,6 +97,11 @@ def place_by(environ: Mapping[str, str]) -> Place | None:
     return None
 
 
+def is_of_one_process(cfg: DictConfig) -> bool:
+    """Whether the job neither trains nor evaluates."""
+    return cfg.stage not in STAGES or OmegaConf.select(cfg, "data.inspect") is True
+
+
 def are_needed(cfg: DictConfig) -> int:
     """How many ranks this process has to start for the job; 0: it runs the job itself.
 
@@ -108,7 +113,7 @@ def are_needed(cfg: DictConfig) -> int:
         cfg.get("trainer") is None or cfg.get("claim") is not None
     ):  # the runs of a claim are jobs of their own
         return 0
-    in_one_process = cfg.stage not in STAGES or OmegaConf.select(cfg, "data.inspect") is True
+    in_one_process = is_of_one_process(cfg)
     here = place()
     if in_one_process and here is None and cfg.stage != "predict":  # there is no trainer
         return 0

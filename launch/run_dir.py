@@ -195,6 +195,13 @@ def read_summary(directory: Path) -> dict[str, Any]:
         return {}
 
 
+def configs_then_and_now(directory: Path, cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run's config.yaml holds, and what it would hold if it were written from `cfg`."""
+    saved = OmegaConf.load(directory / "config.yaml")
+    wanted = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
+    return OmegaConf.to_container(saved), OmegaConf.to_container(wanted)
+
+
 def amend_summary(directory: Path, **changes: Any) -> None:
     """Correct how a run ended, where its own process could not know or was not there to say it any more."""
     _write_summary(directory, read_summary(directory) | changes)

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from launch import explain, leaderboard
-from launch.run_dir import ConfigError, Run, error_text, read_summary, shown
+from launch.run_dir import ConfigError, Run, configs_then_and_now, error_text, read_summary, shown
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +94,8 @@ def is_done(cfg: DictConfig) -> bool:
         )
     if summary["status"] != "finished":
         return False
-    saved, wanted = (
-        {name: value for name, value in OmegaConf.to_container(one).items() if name != "ckpt_path"}
-        for one in (
-            OmegaConf.load(run_dir / "config.yaml"),
-            OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)),
-        )
-    )
-    return saved == wanted
+    saved, wanted = configs_then_and_now(run_dir, cfg)
+    return saved | {"ckpt_path": None} == wanted | {"ckpt_path": None}
 
 
 def _fixed(overrides: list[str], swept: list[str]) -> set[str]:
