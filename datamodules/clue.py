@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,12 +33,14 @@ class Task(NamedTuple):
         names: their names where the task fixes them.
         keys: the keys of a record's text or texts.
         dropped: labels that mean that the annotators did not agree.
+        counts: the ids of the published test rows are 0, 1, 2, ...; csl's are any numbers.
     """
 
     ids: tuple[str, ...]
     names: tuple[str, ...] | None = None
     keys: tuple[str, ...] = ("sentence",)
     dropped: tuple[str, ...] = ()
+    counts: bool = True
 
 
 TNEWS = {
@@ -68,7 +70,7 @@ TASKS = {
     "afqmc": Task(("0", "1"), ("different", "same"), keys=PAIR),
     "cmnli": INFERENCE_TASK,
     "ocnli": INFERENCE_TASK,
-    "csl": Task(("0", "1"), ("wrong keywords", "right keywords"), keys=("abst", "keyword")),
+    "csl": Task(("0", "1"), ("wrong keywords", "right keywords"), keys=("abst", "keyword"), counts=False),
 }
 
 
@@ -133,6 +135,14 @@ class CLUE(PublishedCorpus):
                 )
         return list(labels.names or self._names_in_rows(labels))
 
+    @property
+    def facts(self) -> dict:
+        """As of every corpus, and what a file of predictions for CLUE's site needs (`submission_line`): the task, and the
+        official ids of the classes in their order; None where the files number their labels otherwise."""
+        labels = self._labels(self._folders()[0])
+        ids = list(labels.ids) if labels.official else None
+        return super().facts | {"clue_task": self.task, "label_ids": ids}
+
     def row_options(self) -> tuple:
         # What a labels.json beside a file says decides how its labels are read.
         return (self.task, *dict.fromkeys(map(self._labels, self._folders())))
@@ -144,7 +154,9 @@ class CLUE(PublishedCorpus):
         first_place: dict[Any, str] = {}
         counts_from_zero: bool | None = None
         for place, record in _records(path, bad_rows):
-            texts, problem = _texts(record, task, labelled)
+            texts, problem = texts_of(record, task.keys)
+            if problem is None and labelled and "label" not in record:
+                problem = _no_key("label", record)
             problem = problem or _repeated(record, first_place, place)
             written, label = record.get("label"), None
             if problem is None and labelled and str(written) in task.dropped:
@@ -202,6 +214,59 @@ class CLUE(PublishedCorpus):
         return [names.get(label_id, label_id) for label_id in labels.ids]
 
 
+def check_submission(facts: dict[str, Any], ids: Sequence[Any], source: str) -> None:
+    """Whether the rows of `source`, whose records have these `ids`, can become a file of predictions for CLUE's site.
+
+    The site compares line by line with the labels of the published test file: rows that are missing or in another order
+    would be scored as wrong.
+
+    Args:
+        facts: those of the run's corpus.
+        ids: of all rows in their order; None where a record has none.
+
+    Raises:
+        DataError: the run was not trained on a task of CLUE under its official labels, or the ids are not those of a whole
+            test file.
+    """
+    if facts.get("clue_task") is None:
+        raise DataError("predict.format=clue: the run was not trained on a task of CLUE (data=clue)")
+    task = facts["clue_task"]
+    if facts["label_ids"] is None:
+        raise DataError(
+            f"predict.format=clue: the labels.json of the run's training files numbers {task}'s labels in its own way; "
+            "train on the files that CLUE publishes"
+        )
+    whole = f"; take the whole test.json of {task}, as published"
+    seen: dict[int, int] = {}
+    for row, value in enumerate(ids):
+        where = f"{source}, row {row + 1}"
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if isinstance(number, bool) or not isinstance(number, int):
+            what = "no id" if value is None else f"the id {shown(value)} is no whole number"
+            raise DataError(f"{where}: {what}{whole}")
+        if number in seen:
+            raise DataError(f"{where}: the id {number} stands on row {seen[number] + 1} already{whole}")
+        if TASKS[task].counts and number != row:
+            raise DataError(f"{where}: has the id {number}, where {row} is due{whole}")
+        seen[number] = row
+
+
+def submission_line(row_id: int | str, label: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """A line of a file of predictions for CLUE's site, as `{"id": 0, "label": "102"}`.
+
+    One JSON object a row, in the order of the published test.json; the label is the official id, a string (the name of
+    the class for cmnli and ocnli); other keys are not read. Files are named <task>_predict.json, but
+    tnews10_predict.json and tnews11_predict.json (test1.0.json and test.json of tnews) and ocnli_50k_predict.json; a zip
+    archive of them is uploaded (CLUE's notes on submission of 2021-09-04 and its clue_submit_examples.zip,
+    www.cluebenchmarks.com/submit.html; github.com/CLUEbenchmark/CLUE/issues/104 on ocnli's name).
+
+    Args:
+        row_id: of the row in test.json; label: the predicted class, one of `facts["label_names"]`.
+        facts: those of the run's corpus, as `check_submission` accepts them.
+    """
+    return {"id": int(row_id), "label": facts["label_ids"][facts["label_names"].index(label)]}
+
+
 def _records(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
     return only_records(path, read_published(path, bad_rows), bad_rows)
 
@@ -219,18 +284,22 @@ def _publication(task: str) -> Publication:
     )
 
 
-def _texts(record: dict[str, Any], task: Task, labelled: bool) -> tuple[tuple[str, ...], str | None]:
-    """The record's text or texts, and what is wrong with them."""
-    for key in (*task.keys, "label") if labelled else task.keys:
-        if key not in record:
-            return (), f"no key {key!r} (it has: {listed(map(repr, record)) or 'none'})"
+def _no_key(key: str, record: dict[str, Any]) -> str:
+    return f"no key {key!r} (it has: {listed(map(repr, record)) or 'none'})"
+
+
+def texts_of(record: dict[str, Any], keys: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """The record's text or texts, and what is wrong with them; keywords are joined by `；`."""
+    missing = next((key for key in keys if key not in record), None)
+    if missing is not None:
+        return (), _no_key(missing, record)
     texts = []
-    for key in task.keys:
+    for key in keys:
         text = record[key]
         if key == "keyword" and isinstance(text, list) and all(isinstance(word, str) for word in text):
             text = "；".join(text)
         if (problem := text_problem(text)) is not None:
-            return (), problem if len(task.keys) == 1 else f"{key}: {problem}"
+            return (), problem if len(keys) == 1 else f"{key}: {problem}"
         texts.append(text)
     return tuple(texts), None
 

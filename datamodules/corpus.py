@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """One example: a text, a pair of texts or the turns of a dialogue, and the index of its class where it has one."""
+    """One example: a text, a pair of texts or the turns of a dialogue; and the index of its class, or, in a corpus with
+    several labels a row, the ascending indices of its classes (perhaps none). None: its label is not known."""
 
     text: str | tuple[str, ...]
-    label: int | None = None
+    label: int | tuple[int, ...] | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -128,6 +129,22 @@ def content_key(texts: Sequence[str]) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
+def rarest_labels(labels: Sequence[int | tuple[int, ...] | None]) -> np.ndarray:
+    """int64 [N]: of each row's labels the one that the fewest rows have; -1 where a row has none.
+
+    What rows with several labels are cut by: rare labels, of which a split could easily get none, come first
+    (Sechidis et al. 2011, On the Stratification of Multi-Label Data), frequent ones are spread over many rarer ones.
+    """
+    counts = Counter(label for one in labels if isinstance(one, tuple) for label in one)
+
+    def rarest(label: int | tuple[int, ...] | None) -> int:
+        if isinstance(label, tuple):
+            return min(label, key=lambda one: (counts[one], one), default=-1)
+        return -1 if label is None else label
+
+    return np.fromiter(map(rarest, labels), dtype=np.int64, count=len(labels))
+
+
 def assign_splits(keys: np.ndarray, labels: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
     """Which split each of N rows belongs to.
 
@@ -150,7 +167,7 @@ def assign_splits(keys: np.ndarray, labels: np.ndarray, fractions: Sequence[floa
     # Equal texts may disagree on their label; the smallest does not depend on their order.
     label_of_group = np.full(len(groups), np.iinfo(np.int64).max)
     np.minimum.at(label_of_group, group_of_row, labels)
-    order = np.argsort(_mixed(groups, seed), kind="stable")
+    order = np.argsort(mixed(groups, seed), kind="stable")
     part_of_group = np.empty(len(groups), dtype=np.uint8)
     counts: dict[int, list[int]] = defaultdict(lambda: [0] * len(fractions))
     totals: dict[int, int] = defaultdict(int)
@@ -194,9 +211,9 @@ def listed(names: Iterable[Any]) -> str:
     return ", ".join(f"{name!s:.40}" for name in names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _mixed(keys: np.ndarray, seed: int) -> np.ndarray:
+def mixed(keys: np.ndarray, seed: int) -> np.ndarray:
     """splitmix64 (Steele et al. 2014) of each key: another order of the same keys for every seed."""
-    mixed = keys.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    keys = keys.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))

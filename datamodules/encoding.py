@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.corpus import Row
+from datamodules.corpus import DataError, Row
 from datamodules.parallel import map_chunks
 
 # Flags of a token, in one byte.
@@ -25,7 +25,10 @@ class EncodedRows(NamedTuple):
         tokens: int64 [T], special tokens included.
         chars: uint16 [T], original characters that a token covers; 0 for added tokens.
         marks: uint8 [T], OPENS_WORD | OPENS_TEXT; the first text of a row has no mark.
-        lengths: int64 [N]; labels: int32 [N], -1 where there is none.
+        lengths: int64 [N].
+        labels: int32 [N], -1 where there is none; of rows with several labels all of them, one row after the other.
+        label_counts: int64 [N], labels of each row; None where a row has one.
+        labelled: rows whose label, or labels, are known.
         truncated: rows that were cut.
         unknown: [UNK] tokens.
         characters: the distinct characters of the texts, in lower case.
@@ -36,6 +39,8 @@ class EncodedRows(NamedTuple):
     marks: np.ndarray
     lengths: np.ndarray
     labels: np.ndarray
+    label_counts: np.ndarray | None
+    labelled: int
     truncated: int
     unknown: int
     characters: set[str]
@@ -62,11 +67,13 @@ class RowEncoder:
             tokens.
         truncation: "longest" cuts the end of the longest text; "first_turns" and "last_turns" keep whole turns
             from the beginning or from the end of a dialogue, and cut only a turn that alone is too long.
+        multi_label_classes: of a corpus with several labels a row; None: a row has one label, or none.
     """
 
     tokenizer: Any
     max_length: int
     truncation: Truncation = "longest"
+    multi_label_classes: int | None = None
 
     def __call__(self, rows: list[Row]) -> EncodedRows:
         texts: list[str] = []
@@ -115,11 +122,28 @@ class RowEncoder:
             chars,
             marks,
             row_lengths,
-            np.array([-1 if row.label is None else row.label for row in rows], dtype=np.int32),
+            *self._labels(rows),
             truncated,
             int((tokens == self.tokenizer.unk_id).sum()),
             set("".join(texts).lower()),
         )
+
+    def _labels(self, rows: list[Row]) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """`labels`, `label_counts` and `labelled` of the encoded rows."""
+        several = self.multi_label_classes is not None
+        for row in rows:
+            if row.label is not None and isinstance(row.label, tuple) != several:
+                needed = "a tuple of numbers" if several else "one number"
+                raise DataError(
+                    f"the label {row.label} of a row is not {needed}, as multi_label={several} of its corpus says"
+                )
+        labelled = sum(row.label is not None for row in rows)
+        if not several:
+            labels = [-1 if row.label is None else row.label for row in rows]
+            return np.array(labels, dtype=np.int32), None, labelled
+        sets = [row.label or () for row in rows]
+        counts = np.array([len(one) for one in sets], dtype=np.int64)
+        return np.array([label for one in sets for label in one], dtype=np.int32), counts, labelled
 
     def _cut(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         if sum(map(len, texts)) + len(texts) + 1 <= self.max_length:

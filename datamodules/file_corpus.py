@@ -20,6 +20,7 @@ from datamodules.corpus import (
     assign_splits,
     check_split,
     content_key,
+    rarest_labels,
 )
 from datamodules.files import content_fingerprint, find_files, state_of
 from datamodules.text import SPLITS, Split, TextDataModule
@@ -183,11 +184,11 @@ class FileCorpus(TextDataModule):
     @cached_property
     def _parts(self) -> np.ndarray:
         """uint8 [N], which part of `split` each row of the training files belongs to."""
-        keys, labels = array("Q"), array("q")
+        keys, labels = array("Q"), []
         for row in self._file_rows("train", Counter()):
             keys.append(content_key(row.texts))
-            labels.append(-1 if row.label is None else row.label)
-        return assign_splits(np.array(keys), np.array(labels), self.fractions, self.seed)
+            labels.append(row.label)
+        return assign_splits(np.array(keys), rarest_labels(labels), self.fractions, self.seed)
 
     def _file_rows(self, split: Split, left_out: Counter[str]) -> Iterator[Row]:
         for path in self.files[split]:

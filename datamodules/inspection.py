@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ BINS = 60
 # A histogram ends here, unless the longest row is not much longer; what is over is counted.
 HISTOGRAM_QUANTILE = 0.995
 FIRST_ROWS, REPEATED_TEXTS, UNKNOWN_PIECES = 3, 5, 20
+NO_CLASS = "(none)"  # the label of a row that could have several, and has none
 BEGINNING = 200  # characters of a text that are kept as an example
 # To find out what became [UNK] takes a tokenizer's slow way: at most so many rows of a split are read for it.
 UNKNOWN_ROWS = 20_000
@@ -42,8 +44,9 @@ def inspect_corpus(datamodule: TextDataModule) -> dict[str, Any]:
           max. p1 and p99 are the lengths that 1 % and 99 % of the rows do not exceed
         - characters_a_token, distinct_characters, unknown_share ([UNK] among the tokens), as in the token store:
           of the texts as far as they are not cut, without white space
-        - labels: without (rows that have none), classes (name, rows, share of the labelled rows), and contradictory:
-          labelled rows, and texts, that occur with several labels. None where no row has a label
+        - labels: rows (that are labelled), without (rows that have none), classes (name, rows, share of the labelled
+          rows), labels_a_row (mean and max, where a row may have several), and contradictory: labelled rows, and texts,
+          that occur with several labels, or sets of labels. None where no row has a label
         - repeats: rows whose text stands in an earlier row, texts that occur several times, and the most repeated
         - overlaps: rows whose text stands in another split, by split
         - unknown: what became [UNK], counted in the whole texts of `analysed` of the `rows` rows that have one
@@ -64,9 +67,8 @@ def inspect_corpus(datamodule: TextDataModule) -> dict[str, Any]:
         "tokens_a_row": {split: store.lengths.astype(np.int32) for split, store in stores.items()},
     }
     histograms = {name: _histograms(by_split) for name, by_split in lengths.items()}
-    num_classes = max(
-        len(datamodule.label_names or ()), *(int(store.labels.max()) + 1 for store in stores.values())
-    )
+    highest = max(int(store.labels.max(initial=-1)) for store in stores.values())
+    num_classes = max(len(datamodule.label_names or ()), highest + 1)
     splits = {}
     for split, store in stores.items():
         content = contents[split]
@@ -125,7 +127,7 @@ def _read(datamodule: TextDataModule, split: Split) -> _Content:
         num_texts += len(texts)
         most_texts = max(most_texts, len(texts))
         if index < FIRST_ROWS:
-            first.append({"texts": _beginnings(row), "label": _class_name(datamodule, row.label)})
+            first.append({"texts": _beginnings(row), "label": _label_name(datamodule, row.label)})
         if longest_index < 0 or characters[index] > characters[longest_index]:
             longest, longest_index = row, index
         if index in analysed:
@@ -201,7 +203,8 @@ def _repetitions(
     datamodule: TextDataModule, split: Split, texts: _Texts
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is repeated, and what is repeated with another label."""
-    labels = datamodule.stores[split].labels[:][texts.rows]
+    labels, label_sets = _label_sets(datamodule.stores[split])
+    labels = labels[texts.rows]
     several = np.flatnonzero(texts.counts > 1)
     first = texts.rows[texts.starts]
     most = several[np.lexsort((first[several], -texts.counts[several]))][:REPEATED_TEXTS]
@@ -215,7 +218,7 @@ def _repetitions(
     def labels_of(text: int) -> dict[str, int]:
         found = labels[texts.starts[text] : texts.starts[text] + texts.counts[text]]
         counted = Counter(found[found >= 0].tolist()).most_common()
-        return {_class_name(datamodule, label): count for label, count in counted}
+        return {_label_name(datamodule, label_sets[label]): count for label, count in counted}
 
     return {
         "rows": int((texts.counts - 1).sum()),
@@ -235,19 +238,36 @@ def _repetitions(
 def _labels(
     datamodule: TextDataModule, store: TokenStore, num_classes: int, contradictory: dict[str, Any]
 ) -> dict[str, Any] | None:
-    labels = store.labels[:]
-    labelled = labels[labels >= 0]
-    if not len(labelled):
+    rows, several = store.facts["labelled_rows"], {}
+    if not rows:
         return None
-    counts = np.bincount(labelled, minlength=num_classes).tolist()
+    without = len(store) - rows
+    if store.label_offsets is not None:
+        a_row = np.diff(store.label_offsets)
+        without = int((a_row == 0).sum())
+        several = {"labels_a_row": {"mean": float(a_row.mean()), "max": int(a_row.max())}}
+    counts = np.bincount(store.labels[store.labels >= 0], minlength=num_classes).tolist()
     return {
-        "without": len(labels) - len(labelled),
+        "rows": rows,
+        "without": without,
         "classes": [
-            {"name": _class_name(datamodule, label), "rows": count, "share": count / len(labelled)}
+            {"name": _label_name(datamodule, label), "rows": count, "share": count / rows}
             for label, count in enumerate(counts)
         ],
+        **several,
         "contradictory": contradictory,
     }
+
+
+def _label_sets(store: TokenStore) -> tuple[np.ndarray, Sequence[int | tuple[int, ...]]]:
+    """[N] the number of each row's label, or set of labels, -1 where a row is not labelled; and what the numbers mean."""
+    if store.label_offsets is None:
+        return store.labels[:], range(int(store.labels.max()) + 1)
+    numbers: dict[tuple[int, ...], int] = {}
+    bounds = zip(store.label_offsets[:-1].tolist(), store.label_offsets[1:].tolist(), strict=True)
+    sets = (tuple(store.labels[start:end].tolist()) for start, end in bounds)
+    found = np.fromiter((numbers.setdefault(one, len(numbers)) for one in sets), np.int64, len(store))
+    return found if store.facts["labelled_rows"] else np.full(len(store), -1), list(numbers)
 
 
 def _quantiles(lengths: np.ndarray) -> dict[str, int | float]:
@@ -290,10 +310,12 @@ def _rows_at(datamodule: TextDataModule, split: Split, indices: set[int]) -> dic
     return {index: row for index, row in rows if index in indices}
 
 
-def _class_name(datamodule: TextDataModule, label: int | None) -> str | None:
+def _label_name(datamodule: TextDataModule, label: int | tuple[int, ...] | None) -> str | None:
     names = datamodule.label_names
     if label is None:
         return None
+    if isinstance(label, tuple):
+        return " | ".join(_label_name(datamodule, one) for one in label) or NO_CLASS
     return str(names[label] if names is not None and label < len(names) else label)
 
 

@@ -11,44 +11,38 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any
 
 import numpy as np
-import pytorch_lightning as pl
-import torch
 
+from datamodules.base import SPLITS, Budget, CorpusDataModule, Split
 from datamodules.batch import TokenBatch
 from datamodules.build import build
 from datamodules.cache import cache_key, damaged, default_cache_dir, written_whole
 from datamodules.corpus import DataError, Row
 from datamodules.encoding import RowEncoder, Truncation
-from datamodules.plan import BatchPlan, PlannedLoader, PlannedRows, micro_batches
+from datamodules.plan import micro_batches
 from datamodules.store import FORMAT_VERSION, TokenStore, open_or_build
 from datamodules.tokenizers.base import Tokenizer, load_tokenizer, read_saved
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
-
-class TextDataModule(pl.LightningDataModule):
+class TextDataModule(CorpusDataModule):
     """Text rows as flat `TokenBatch`es, tokenized once into a cache.
 
     A corpus is a subclass that says what its rows are: `read`, `fingerprint`, `describe`, and `label_names` where
-    it has labels. It declares, as literals (the configuration check reads them without importing anything heavy),
-    what it `provides`, and as `metrics` the names in `metric_values()`.
+    it has labels.
 
     Args:
         tokenizer: a tokenizer's options with `_target_`, or a tokenizer; None is enough to `read` rows.
         max_length: longest row in tokens, special tokens included; texts are cut to as many characters.
         tokens_per_batch: tokens of one optimiser step, over all devices and micro-batches.
         max_tokens_per_device: tokens that a device holds at a time; more micro-batches make up the rest.
-        num_workers: processes that assemble batches; 0: the training process does it between steps.
         num_proc: processes that tokenize; 1: this one.
         cache_dir: where token caches lie; None: `$XDG_CACHE_HOME/kexue-lightning` or `~/.cache/kexue-lightning`.
-        seed: seed of the order of rows.
         inspect: look at the corpus and report, instead of training on it (train.py does).
+        options: as of `CorpusDataModule`.
 
     Attributes:
         truncation: how rows longer than `max_length` are cut, see `RowEncoder`.
@@ -59,7 +53,6 @@ class TextDataModule(pl.LightningDataModule):
     kind = "text"
     provides = frozenset({"text"})
     metrics = ("data/characters_per_token", "data/unknown_share", "data/cut_share")
-    label_names: list[str] | None = None
     truncation: Truncation = "longest"
 
     def __init__(
@@ -68,13 +61,12 @@ class TextDataModule(pl.LightningDataModule):
         max_length: Annotated[int, "x >= 4"] = 128,
         tokens_per_batch: Annotated[int, "x >= 1"] = 2048,
         max_tokens_per_device: Annotated[int, "x >= 1"] = 16384,
-        num_workers: Annotated[int, "x >= 0"] = 0,
         num_proc: Annotated[int, "x >= 1"] = 1,
         cache_dir: str | None = None,
-        seed: int = 0,
         inspect: bool = False,
+        **options: Any,
     ):
-        super().__init__()
+        super().__init__(**options)
         if max_length < 4:
             raise ValueError(f"max_length={max_length}: must be at least 4 ([CLS], [SEP] and some text)")
         micro_batches(tokens_per_batch, max_tokens_per_device, max_length, world_size=1)
@@ -82,13 +74,10 @@ class TextDataModule(pl.LightningDataModule):
         self.max_length = max_length
         self.tokens_per_batch = tokens_per_batch
         self.max_tokens_per_device = max_tokens_per_device
-        self.num_workers = num_workers
         self.num_proc = num_proc
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        self.seed = seed
         self.inspect = inspect
         self.left_out: dict[Split, Counter[str]] = {}
-        self.stores: dict[Split, TokenStore] = {}
 
     def read(self, split: Split) -> Iterator[Row]:
         """The rows of a split in a fixed order; none where the corpus lacks it."""
@@ -98,14 +87,15 @@ class TextDataModule(pl.LightningDataModule):
         """Names the content that `read(split)` gives."""
         raise NotImplementedError
 
-    def describe(self) -> dict:
-        """What the summary says of the corpus; at least {"source": ...}."""
-        raise NotImplementedError
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.tokens_per_batch, self.max_tokens_per_device, self.max_length)
 
     # Lightning calls this on one process of each machine: everything that is computed once is written here.
     def prepare_data(self) -> None:
         if self.stores:
             return
+        self.check_selection()
         self.prepare_tokenizer()
         for split in SPLITS:
             self._store(split)
@@ -113,13 +103,13 @@ class TextDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.stores:
             return
+        self.check_selection()
         self.prepare_tokenizer()
         self.stores = {split: self._store(split) for split in SPLITS}
-        if not len(self.stores["train"]):
-            raise DataError(f"{self.describe()['source']}: the corpus has no training rows")
         for split, store in self.stores.items():
             if len(store):
                 log.info(f"{split}: {_summary(store)}")
+        self.select_rows()
 
     def prepare_tokenizer(self) -> None:
         """Give the tokenizer its vocabulary where it has none: from the cache, or from the training texts."""
@@ -162,55 +152,17 @@ class TextDataModule(pl.LightningDataModule):
             "special_ids": [int(i) for i in tokenizer.special_ids],
             "max_length": self.max_length,
             "train_characters": self.stores["train"].facts["distinct_characters"],
-            "label_names": self.label_names,
+            **super().facts,
         }
 
     def metric_values(self) -> dict[str, float]:
-        """What a run reports of its training split, after `setup`: original characters a token covers, the share of
-        [UNK] among the tokens, the share of rows that were cut."""
+        """Of the training split as a whole: original characters a token covers, the share of [UNK] among the tokens, the
+        share of rows that were cut."""
         return {f"data/{name}": value for name, value in _shares(self.stores["train"]).items()}
 
     def token_counts(self) -> np.ndarray:
-        """int64 [vocab_size]: unigram counts of the training split."""
-        return self.stores["train"].token_counts(self.tokenizer.vocab_size)
-
-    def accumulate_grad_batches(self, world_size: int) -> int:
-        """Micro-batches a step: what Trainer(accumulate_grad_batches=) has to be."""
-        return micro_batches(self.tokens_per_batch, self.max_tokens_per_device, self.max_length, world_size)
-
-    def train_dataloader(self) -> PlannedLoader:
-        trainer, store = self.trainer, self.stores["train"]
-        accumulate = self.accumulate_grad_batches(trainer.world_size)
-        if trainer.accumulate_grad_batches != accumulate:
-            raise ValueError(
-                f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): tokens_per_batch="
-                f"{self.tokens_per_batch} under max_tokens_per_device={self.max_tokens_per_device} on "
-                f"{trainer.world_size} rank(s) needs accumulate_grad_batches={accumulate}"
-            )
-        plan = BatchPlan(store.lengths, self.tokens_per_batch, self.seed, trainer.world_size * accumulate)
-        count = getattr(trainer.lightning_module, "count_targets", None)
-        rows = PlannedRows(plan, store.batch, count, trainer.global_rank, trainer.world_size, accumulate)
-        limit, repeat = trainer.limit_train_batches, trainer.overfit_batches > 0
-        return PlannedLoader(rows, self.num_workers, _on_gpu(trainer), limit, repeat)
-
-    def val_dataloader(self) -> torch.utils.data.DataLoader | list:
-        return self._evaluation_loader("val")
-
-    def test_dataloader(self) -> torch.utils.data.DataLoader | list:
-        return self._evaluation_loader("test")
-
-    def _evaluation_loader(self, split: Split) -> torch.utils.data.DataLoader | list:
-        store = self.stores[split]
-        if not len(store):
-            return []
-        batches = evaluation_batches(store.lengths, self.max_tokens_per_device, self.trainer.world_size)
-        return torch.utils.data.DataLoader(
-            _EvaluationRows(store, batches[self.trainer.global_rank :: self.trainer.world_size]),
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=_on_gpu(self.trainer),
-            collate_fn=_as_it_is,
-        )
+        """int64 [vocab_size]: unigram counts of the training rows."""
+        return self.stores["train"].token_counts(self.tokenizer.vocab_size, self.selected.rows)
 
     def _content(self, split: Split) -> tuple[object, ...]:
         """What `read(split)` gives: the code that reads it, and the corpus' own fingerprint, which is asked for anew:
@@ -229,13 +181,13 @@ class TextDataModule(pl.LightningDataModule):
         return (f"{cls.__module__}.{cls.__qualname__}", *code)
 
     def _store(self, split: Split) -> TokenStore:
-        key = cache_key(
-            self._content(split), self.tokenizer.fingerprint, self.max_length, self.truncation, FORMAT_VERSION
-        )
+        num_classes = len(self.label_names) if self.multi_label else None
+        options = (self.max_length, self.truncation, num_classes)
+        key = cache_key(self._content(split), self.tokenizer.fingerprint, *options, FORMAT_VERSION)
         return open_or_build(
             self.cache_dir / "tokens" / key,
             self.read(split),
-            RowEncoder(self.tokenizer, self.max_length, self.truncation),
+            RowEncoder(self.tokenizer, *options),
             f"{split} split",
             self.num_proc,
             lambda: self.left_out.get(split, {}),
@@ -275,8 +227,9 @@ class TextInput:
     tokenizer: Tokenizer
     max_length: int
 
-    def encode(self, texts: list[str]) -> TokenBatch:
-        """`[CLS] text [SEP]` rows, cut at `max_length`, as one batch; row ids count from 0."""
+    def encode(self, texts: list[str | tuple[str, ...]]) -> TokenBatch:
+        """`[CLS] text [SEP]` rows, or `[CLS] text [SEP] pair [SEP]` of a pair, cut at `max_length`, as one batch; row ids
+        count from 0."""
         encoded = RowEncoder(self.tokenizer, self.max_length)([Row(text) for text in texts])
         return TokenBatch.from_numpy(
             input_ids=encoded.tokens,
@@ -287,39 +240,8 @@ class TextInput:
             row_ids=np.arange(len(texts)),
         )
 
-
-def evaluation_batches(lengths: np.ndarray, max_tokens: int, world_size: int = 1) -> list[np.ndarray]:
-    """Every row once, sorted by length, in equally many batches for each rank, of at most `max_tokens` tokens.
-
-    Rank r takes every `world_size`-th batch from r on. The ranks compute together what a strategy computes together
-    (FSDP gathers weights in every forward pass), so none has fewer batches; where there are fewer rows than ranks,
-    the last batches are empty.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    parts = world_size * micro_batches(int(ends[-1]), max_tokens, int(lengths.max()), world_size)
-    index = np.arange(1, parts)
-    cuts = np.searchsorted(ends, index * (ends[-1] / parts))
-    # A row for each part, as far as they go.
-    cuts = np.clip(cuts, np.minimum(index, len(order)), np.maximum(len(order) - parts + index, index))
-    return np.split(order, cuts)
-
-
-class _EvaluationRows(torch.utils.data.Dataset):
-    def __init__(self, store: TokenStore, batches: list[np.ndarray]):
-        self.store = store
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> TokenBatch:
-        return self.store.batch(self.batches[index])
-
-
-def _as_it_is(batch: TokenBatch) -> TokenBatch:
-    return batch
-
-
-def _on_gpu(trainer: pl.Trainer) -> bool:
-    return trainer.strategy.root_device.type == "cuda"
+    def shown(self, text: str | tuple[str, ...]) -> dict[str, Any]:
+        """What a prediction says of its row: `text`, and `text_pair` of a pair; of more texts a list."""
+        if isinstance(text, str):
+            return {"text": text}
+        return {"text": text[0], "text_pair": text[1]} if len(text) == 2 else {"text": list(text)}

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
 Column = str | int
+SEPARATOR = "|"
 UNLABELLED = "-1"  # what the hub's exports write where a test row keeps its label secret
 # Where a text that is too long may be cut: after the end of a sentence, with the quotation mark that closes it.
 _SENTENCE = re.compile(r".*?(?:[。！？!?；;…\n]+[”’」』）)]*|$)", re.DOTALL)
@@ -40,6 +41,9 @@ class TextFiles(FileCorpus):
         labels: the classes, in their order: a list of names, or a file with a name a line. A label is one of them,
             or, where no name is a number, its number from 0. None: the distinct labels of the training files,
             sorted.
+        multi_label: a row may have several labels: the column holds a list of names or numbers, or a text in which they
+            are joined by `label_separator`; empty: the row is of no class. In test rows the column may be missing.
+        label_separator: see `multi_label`.
         id: the column of an id that must not occur twice in a file.
         format: txt, json (an object a line, or one array), csv, tsv or parquet; None: by the file's name.
         long_texts: "cut" texts at `max_length`, or "split" them at the ends of sentences into several rows.
@@ -60,6 +64,8 @@ class TextFiles(FileCorpus):
         text_pair: str | int | None = None,
         label: str | int | None = None,
         labels: str | list[str] | None = None,
+        multi_label: bool = False,
+        label_separator: str = SEPARATOR,
         id: str | int | None = None,
         format: Literal["txt", "json", "csv", "tsv", "parquet"] | None = None,
         long_texts: Literal["cut", "split"] = "cut",
@@ -69,6 +75,12 @@ class TextFiles(FileCorpus):
             raise ValueError(f"train={train}: name a file, e.g. data.train=texts.txt")
         if labels is not None and label is None:
             raise ValueError(f"labels={labels}: name the column that holds them: data.label=NAME")
+        if multi_label and label is None:
+            raise ValueError("multi_label=true: name the column that holds the labels: data.label=NAME")
+        if not isinstance(label_separator, str) or not label_separator.strip():
+            raise ValueError(f"label_separator={label_separator!r}: must be one or more visible characters")
+        if label_separator != SEPARATOR and not multi_label:
+            raise ValueError(f"label_separator={label_separator}: is used with data.multi_label=true only")
         if long_texts == "split" and (label is not None or text_pair is not None):
             raise ValueError("long_texts=split: is for plain texts; leave out data.label and data.text_pair")
         if format is not None and format not in KINDS:
@@ -85,6 +97,8 @@ class TextFiles(FileCorpus):
         self.header = str in kinds
         self.format = format
         self.long_texts = long_texts
+        self.multi_label = multi_label
+        self.label_separator = label_separator
         if label is None:
             self.provides = frozenset({"text"})
         self.given_labels: list[str] | None = None
@@ -106,7 +120,9 @@ class TextFiles(FileCorpus):
         if self.given_labels is not None:
             return self.given_labels
         # Kept with the tokens: they are asked for at every start, when the tokens need no reading any more.
-        key = cache_key(self._content_of("train"), sorted(self.columns.items()), READER_VERSION)
+        key = cache_key(
+            self._content_of("train"), sorted(self.columns.items()), *self._several, READER_VERSION
+        )
         directory = self.cache_dir / "labels" / key
         if not directory.exists():
             found = self._found_labels()
@@ -127,25 +143,34 @@ class TextFiles(FileCorpus):
         return names
 
     def _found_labels(self) -> dict[str, Any]:
-        """The distinct labels of the training files, sorted, and how many rows have one."""
-        found: Counter[str] = Counter()
+        """The distinct labels of the training files, sorted, and how many rows have any."""
+        found: set[str] = set()
+        rows = 0
         for path in self.files["train"]:
             bad_rows = BadRows(self.max_bad_rows)
             for place, record in self._records(path, bad_rows, labelled=True):
-                name, problem = self._class_name(record)
-                if name is not None:
-                    found[name] += 1
+                values, problem = self._labels(record)
+                if problem is None:
+                    found.update(map(_written, values))
+                    rows += 1
                 else:
                     bad_rows.add(path, place, problem)
             self.check_unchanged(path)
         if not found:
-            raise DataError(f"{path}: not one label; {bad_rows.first[0]}")
-        return {"names": sorted(found, key=_order_of_label), "rows": found.total()}
+            first = bad_rows.first[0] if bad_rows.count else f"{self.columns['label']} is empty in every row"
+            raise DataError(f"{path}: not one label; {first}")
+        return {"names": sorted(found, key=_order_of_label), "rows": rows}
+
+    @property
+    def _several(self) -> tuple:
+        """How several labels are written, for fingerprints."""
+        return (self.label_separator,) if self.multi_label else ()
 
     def row_options(self) -> tuple:
         pieces = self.max_length if self.long_texts == "split" else None
         # Given names may be written as numbers, found ones may not.
-        return (sorted(self.columns.items()), pieces, self.given_labels is not None, self.label_names)
+        given = self.given_labels is not None
+        return (sorted(self.columns.items()), pieces, given, self.label_names, *self._several)
 
     def rows_of(self, path: Path, split: Split, bad_rows: BadRows) -> Iterator[Row | str]:
         names = self.label_names or []
@@ -201,31 +226,53 @@ class TextFiles(FileCorpus):
             texts.append(record[column])
         return tuple(texts), None
 
-    def _label(self, record: dict, index_of: dict[str, int], labelled: bool) -> tuple[int | None, str | None]:
+    def _label(
+        self, record: dict, index_of: dict[str, int], labelled: bool
+    ) -> tuple[int | tuple[int, ...] | None, str | None]:
+        """A row's `Row.label`, or what is wrong with it."""
         column = self.columns["label"]
-        if not labelled and _is_missing(record.get(column)):
+        value = record.get(column)
+        if not labelled and (value is None or not self.multi_label and _is_missing(value)):
             return None, None
-        name, problem = self._class_name(record)
-        if name is None or name in index_of:
-            return index_of.get(name), problem
-        if not labelled and name == UNLABELLED:
+        values, problem = self._labels(record)
+        if problem is not None:
+            return None, problem
+        names = [_written(value) for value in values]
+        if not labelled and names == [UNLABELLED] and UNLABELLED not in index_of:
             return None, None
-        where = "data.labels" if self.given_labels is not None else "the training files"
-        unknown = shortened(record[column])
-        return None, f"{column}: unknown label {unknown}; {where}: {listed(self.label_names)}"
+        unknown = [value for value, name in zip(values, names, strict=True) if name not in index_of]
+        if unknown:
+            where = "data.labels" if self.given_labels is not None else "the training files"
+            told = f"unknown label {shortened(unknown[0])}; {where}: {listed(self.label_names)}"
+            return None, f"{column}: {told}"
+        indices = sorted(index_of[name] for name in names)
+        if not self.multi_label:
+            return indices[0], None
+        twice = [self.label_names[index] for index, count in Counter(indices).items() if count > 1]
+        return tuple(indices), f"{column}: has a label twice: {listed(twice)}" if twice else None
 
-    def _class_name(self, record: dict) -> tuple[str | None, str | None]:
-        """A row's label as text, or what is wrong with it."""
+    def _labels(self, record: dict) -> tuple[list[Any], str | None]:
+        """The values that stand for a row's labels, one unless `multi_label`; and what is wrong with them."""
         column = self.columns["label"]
         if column not in record:
-            return None, _no_column("label", column, record)
-        value = record[column]
-        if _is_missing(value):
-            return None, f"{column}: no label"
-        if isinstance(value, (int, float)):
-            return _written(value), None
-        problem = text_problem(value)
-        return (_written(value), None) if problem is None else (None, f"{column}: {problem}")
+            return [], _no_column("label", column, record)
+        value, values = record[column], [record[column]]
+        if self.multi_label and isinstance(value, list):
+            values = value
+        elif self.multi_label and isinstance(value, str):
+            values = value.split(self.label_separator) if value.strip() else []
+        elif self.multi_label:
+            return [], f"{column}: no list of labels but {shortened(value)}; of a row of no class it is empty"
+        for one in values:
+            if _is_missing(one):
+                where = f"an empty label in {shortened(value)}" if self.multi_label else "no label"
+                return [], f"{column}: {where}"
+            problem = None if isinstance(one, (int, float)) else text_problem(one)
+            if problem is not None:
+                is_list = isinstance(value, list) and not self.multi_label
+                way_out = "; several labels a row are read with data.multi_label=true" if is_list else ""
+                return [], f"{column}: {problem}{way_out}"
+        return values, None
 
     def _repeated(self, record: dict, place_of_id: dict[str, str], place: str) -> str | None:
         column = self.columns["id"]

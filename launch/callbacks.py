@@ -255,7 +255,7 @@ class RunMetrics(Callback):
     The seconds are those between the ends of training batches, waiting for data included; validation, the
     writing of checkpoints (by `AtomicCheckpointIO`) and everything before the first batch are not in them.
     With several ranks the counts are this rank's times their number. Text batches have `num_tokens` and
-    `num_rows`; of an (x, y) batch the rows are counted. Nothing here waits for the device.
+    `num_rows`; of others the rows are counted. Nothing here waits for the device.
 
     At every logged step it logs `train/tokens_per_second` over the last batches. When training starts it
     tells the loggers from which step on they will see steps again (`CSVLogger.resume_at`; for TensorBoard the
@@ -522,8 +522,8 @@ def _training_clock(trainer: pl.Trainer) -> float:
 
 
 def _rows_and_tokens(batch: Any) -> tuple[int, int]:
-    if hasattr(batch, "num_tokens"):
-        return batch.num_rows, batch.num_tokens
+    if hasattr(batch, "num_rows"):
+        return batch.num_rows, getattr(batch, "num_tokens", 0)
     if isinstance(batch, (tuple, list)) and batch:
         return len(batch[0]), 0
     return (len(batch), 0) if isinstance(batch, torch.Tensor) else (0, 0)

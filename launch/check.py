@@ -12,8 +12,8 @@ Rules:
 - Nodes within `model` and `data`, and `tokenizer`, are built by `datamodules.build.build`: classes of this
   project and of torch.optim, whose first parameter (what is optimised) is supplied by code. `model` and
   `data` themselves, callbacks, loggers and the trainer are built by Hydra and may be anyone's classes.
-- What the technique `needs` must be within what the corpus `provides`; `metrics` of both are what can be optimised,
-  those of the technique what callbacks can monitor; `predict_tasks` what `stage=predict` can do; `provided_by` says
+- What the technique and its children (its backbone) `needs` must be within what the corpus `provides`; `metrics` of all of
+  them are what can be optimised, those of the technique and its children what callbacks can monitor; `predict_tasks` what `stage=predict` can do; `provided_by` says
   which option has to be given for something that a corpus `provides`. All are literals in the body of the class.
 - A class whose `**kwargs` go elsewhere is open: names that it does not list are not questioned.
 """
@@ -83,6 +83,7 @@ OPTIONS: dict[str, Any] = {
         "task": "str | None",
         "input": "str | list[str] | None",
         "output": "str | None",
+        "format": "Literal['jsonl', 'clue']",
         "batch_size": "Annotated[int, 'x >= 1']",
     },
 }
@@ -143,7 +144,7 @@ SET_BY_CODE = {
     "trainer.logger": "is chosen with the group: logger=NAME",
     "trainer.plugins": "is set by the program",
     "trainer.val_check_interval": "is set by validate_every",
-    "trainer.accumulate_grad_batches": "follows from data.tokens_per_batch and data.max_tokens_per_device",
+    "trainer.accumulate_grad_batches": "follows from data.tokens_per_batch and data.max_tokens_per_device, of arrays data.batch_size and data.max_rows_per_device",
     "trainer.strategy.accelerator": "is set by trainer.accelerator",
     "trainer.strategy.parallel_devices": "is set by trainer.devices",
     "trainer.strategy.precision_plugin": "is set by precision",
@@ -157,6 +158,8 @@ SET_BY_CODE = {
 STARTS_PROCESSES = re.compile(r"(ddp)_(?:spawn|fork|notebook)(\w*)")
 
 MAX_TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
+# The beginning of a path that an interpolation speaks of.
+REFERENCED = re.compile(r"\$\{(?:oc\.select:)?(\w+)[.}]")
 # An option that is taken from another one, whose path is the group.
 INTERPOLATED = re.compile(r"\$\{(?:oc\.select:|or_else:\$\{)?([\w.]+)(?:,null|\},[\w-]+)?\}")
 
@@ -303,6 +306,7 @@ class _Check:
         self.choices = OmegaConf.to_container(config.hydra.runtime.choices)
         self.mistakes: list[tuple[str, str]] = []
         self.sources: dict[str, str] = {}  # path of an interpolated option -> path that it is taken from
+        self.referenced: set[str] = set()  # top-level names that interpolations speak of
         self.in_sweep = job_number is not None
         self.run_dir = self._find_run_dir(job_number)
         self.plain: dict[str, Any] = {
@@ -370,6 +374,7 @@ class _Check:
         if interpolation is not None:
             source = INTERPOLATED.fullmatch(str(interpolation))
             self.sources[path] = source[1] if source else path
+            self.referenced.update(REFERENCED.findall(str(interpolation)))
         try:
             value = parent[key]
         except OmegaConfBaseException as error:
@@ -433,7 +438,6 @@ class _Check:
     def _check_top_level(self) -> None:
         known = [*OPTIONS, *NODES, *NODE_GROUPS]
         typed = [name for name in known if name != "claim"]  # which comes with an experiment
-        interpolated = {source.partition(".")[0] for source in self.sources.values()}
         for name in list(self.plain):
             if name in PRESETS:
                 file = f"{name}/{self.choices.get(name)}.yaml"
@@ -442,7 +446,7 @@ class _Check:
                 top, _, group = name.partition("/")
                 present = explain.chosen_groups(top, self.config)
                 self.add(name, f"{self._choice(top)} has no group {group}" + _instead(group, present))
-            elif name not in known and name not in interpolated:
+            elif name not in known and name not in self.referenced:
                 self.add(name, "no such option" + did_you_mean(name, typed))
         for name in ("model", "data", "trainer"):
             node = self.plain.get(name)
@@ -540,18 +544,26 @@ class _Check:
     def _check_needs(self) -> None:
         if self.technique is None or self.corpus is None:
             return
-        needs = class_attribute(self.technique, "needs")
         provides = class_attribute(self.corpus, "provides")
-        if needs is None or provides is None:
+        if provides is None:
             return
-        if not set(needs) - set(provides):
-            self._check_options_of_needs(set(needs))
+        named = {
+            self._choice(path.replace(".", "/")): set(class_attribute(found, "needs") or ())
+            for path, found in (("model", self.technique), *self._parts_of_model())
+        }
+        needs = set().union(*named.values())
+        if needs <= set(provides):
+            self._check_options_of_needs(needs)
             return
-        lacking = ", ".join(sorted(set(needs) - set(provides)))
-        fitting = [f"data={name}" for name, found in self._corpora() if set(needs) <= _provided(found)]
+        fitting = [f"data={name}" for name, found in self._corpora() if needs <= _provided(found)]
         way_out = f"use {' or '.join(fitting)}" if fitting else "no corpus of conf/data provides it"
-        what = f"needs {lacking}, which {self._choice('data')} does not provide"
-        self.add(self._choice("model"), f"{what}; {way_out}")
+        told: set[str] = set()
+        for choice, of_choice in named.items():
+            if lacking := of_choice - set(provides) - told:
+                told |= lacking
+                instead = "" if choice.startswith("model=") else f", or leave out {choice}"
+                what = f"needs {', '.join(sorted(lacking))}, which {self._choice('data')} does not provide"
+                self.add(choice, f"{what}; {way_out}{instead}")
 
     def _check_options_of_needs(self, needs: set[str]) -> None:
         """What the corpus provides only if an option names it, such as the column of the label."""
@@ -561,6 +573,18 @@ class _Check:
             if self.plain["data"].get(option) is None:
                 what = f"needs {capability}, which {self._choice('data')} provides with data.{option}="
                 self.add(self._choice("model"), what)
+
+    def _parts_of_model(self) -> Iterator[tuple[str, Found]]:
+        """The classes of the technique's children, by the paths of their nodes."""
+        left = [("model", self.plain.get("model"))]
+        while left:
+            path, node = left.pop(0)
+            if not isinstance(node, dict):
+                continue
+            found = _class_of_target(node.get("_target_")) if path != "model" else None
+            if found is not None:
+                yield path, found
+            left += [(f"{path}.{key}", child) for key, child in node.items()]
 
     def _corpora(self) -> Iterator[tuple[str, Found]]:
         for source in self.config.hydra.runtime.config_sources:
@@ -578,6 +602,9 @@ class _Check:
         metrics = class_attribute(technique, "metrics") if technique else None
         if not metrics or stage not in OTHER_SPLITS:
             return
+        if fits:
+            parts = (class_attribute(found, "metrics") or () for _, found in self._parts_of_model())
+            metrics = dict.fromkeys((*metrics, *(metric for of_part in parts for metric in of_part)))
         wrong = f"{technique.node.name} logs no such metric"
         known = [metric for metric in metrics if not metric.startswith(OTHER_SPLITS[stage])]
         if fits:
@@ -616,8 +643,8 @@ class _Check:
         if stage == "predict":
             self._check_predict(predict)
         else:
-            for name in ("task", "input", "output"):
-                if predict.get(name) not in (None, ...):
+            for name, default in (("task", None), ("input", None), ("output", None), ("format", "jsonl")):
+                if predict.get(name) not in (default, ...):
                     self.add(f"predict.{name}", "is used with stage=predict only", predict[name])
         self._check_runs(stage, self.plain.get("runs"))
         if checkpoint is None and stage in ("validate", "test", "predict"):
@@ -678,6 +705,8 @@ class _Check:
         elif isinstance(texts, str) and not Path(texts).expanduser().is_file():
             way_out = f"""for a text itself type 'predict.input=["{texts}"]'"""
             self.add("predict.input", f"no such file; {way_out}", texts)
+        if predict.get("format") == "clue" and task not in ("classify", None):
+            self.add("predict.format", "is of predictions of classes: predict.task=classify", "clue")
         output = predict.get("output")
         if isinstance(output, str) and Path(output).is_dir():
             self.add("predict.output", "is a directory, must be a file", output)

@@ -33,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launch import parallel, ranks, sweeps
 from launch.run_dir import ConfigError
+from launch.signatures import TargetError, class_attribute, locate
 
 CONFIG_NAME = "train"
 VERSION_BASE = "1.3"
@@ -160,12 +161,14 @@ class _Started:
 
 def register_resolvers() -> None:
     """The interpolations that conf/ uses: `${run_dir:name,time,experiment,scale}`,
-    `${run_name:stage,inspect,model,data}`, `${step_limit:...}`, `${run_id:directory}`, `${or_else:value,otherwise}`."""
+    `${run_name:stage,inspect,model,data}`, `${step_limit:...}`, `${run_id:directory}`, `${or_else:value,otherwise}`,
+    `${if_needed:label}`."""
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("step_limit", step_limit, replace=True)
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("or_else", or_else, replace=True)
+    OmegaConf.register_new_resolver("if_needed", if_needed, replace=True)
     OmegaConf.register_new_resolver("study_seed", study_seed, replace=True)
 
 
@@ -192,6 +195,16 @@ def run_id(directory: str) -> str:
 def or_else(value: Any, otherwise: Any) -> Any:
     """What was typed, or what a preset says where nothing was."""
     return otherwise if value is None else value
+
+
+def if_needed(name: str, *, _root_: DictConfig) -> str | None:
+    """A column's usual name, where the technique needs what it holds, else nothing: other techniques stumble over no
+    label."""
+    try:
+        technique = locate(str(OmegaConf.select(_root_, "model._target_")))
+    except TargetError:
+        return None
+    return name if technique is not None and name in (class_attribute(technique, "needs") or ()) else None
 
 
 def step_limit(max_steps: int | None, max_epochs: int, max_time: str | None) -> int:

@@ -68,14 +68,15 @@ def plot_labels(path: Path, facts: dict[str, Any]) -> Path | None:
     Returns:
         The picture's path; None where no row has a label.
     """
-    classes = {name: split["labels"]["classes"] for name, split in facts["splits"].items() if split["labels"]}
-    if not classes:
+    labels = {name: split["labels"] for name, split in facts["splits"].items() if split["labels"]}
+    if not labels:
         return None
+    classes = {name: of_split["classes"] for name, of_split in labels.items()}
     first = next(iter(classes.values()))
     order = sorted(range(len(first)), key=lambda label: -first[label]["rows"])
-    figure = (
-        _drawn_by_name(classes, order) if len(order) <= LISTED_CLASSES else _drawn_by_rank(classes, order)
-    )
+    rows = {name: of_split["rows"] for name, of_split in labels.items()}
+    by_name = len(order) <= LISTED_CLASSES
+    figure = _drawn_by_name(classes, rows, order) if by_name else _drawn_by_rank(classes, order)
     names = (one["name"] for one in first)
     if cjk_font() is None and not all(name.isascii() for name in names):
         figure.supxlabel(FONT_HINT, fontsize=8, color=ORANGE)
@@ -83,13 +84,15 @@ def plot_labels(path: Path, facts: dict[str, Any]) -> Path | None:
     return save(figure, path)
 
 
-def _drawn_by_name(classes: dict[str, list[dict[str, Any]]], order: list[int]) -> Figure:
+def _drawn_by_name(
+    classes: dict[str, list[dict[str, Any]]], rows: dict[str, int], order: list[int]
+) -> Figure:
     """A panel for each split."""
     figure = Figure(figsize=(2.2 + 3.2 * len(classes), 1.1 + 0.27 * len(order)), layout="constrained")
     panels = figure.subplots(1, len(classes), sharey=True, squeeze=False)[0]
     for axes, (name, listed) in zip(panels, classes.items(), strict=True):
         _draw_bars(axes, listed, order, COLOURS[name])
-        axes.set_title(f"{name}, {sum(one['rows'] for one in listed):,} rows", loc="left", fontsize=11)
+        axes.set_title(f"{name}, {rows[name]:,} rows", loc="left", fontsize=11)
     return figure
 
 

@@ -51,6 +51,10 @@ def _count_rows(facts: dict[str, Any]) -> Iterator[list[str]]:
     labels = [split["labels"] for split in splits]
     if any(labels):
         yield ["rows without a label", *(f"{one['without']:,}" if one else "all" for one in labels)]
+        if any("labels_a_row" in one for one in labels if one):
+            a_row = (one["labels_a_row"] if one else None for one in labels)
+            told = (f"{one['mean']:.1f} ({one['max']:,})" if one else "-" for one in a_row)
+            yield ["labels a row, mean (max)", *told]
         contradictory = (f"{one['contradictory']['rows']:,}" if one else "-" for one in labels)
         yield ["rows whose text has several labels", *contradictory]
     for other in facts["splits"] if len(splits) > 1 else ():
@@ -70,7 +74,7 @@ def _length_rows(splits: dict[str, Any]) -> Iterator[list[str]]:
 
 def _label_rows(splits: dict[str, Any]) -> Iterator[list[str]]:
     classes = [split["labels"]["classes"] for split in splits.values()]
-    totals = [sum(one["rows"] for one in listed) for listed in classes]
+    totals = [split["labels"]["rows"] for split in splits.values()]
     lines = [
         [
             _fitted(_flat(ones[0]["name"]), NAME_CELLS),

@@ -11,7 +11,7 @@ from launch.run_dir import TECHNIQUE, Run, replaced_whole
 CARD = """---
 library_name: transformers
 language: zh
-pipeline_tag: fill-mask
+pipeline_tag: {task}
 ---
 
 # {model} on {data}
@@ -22,47 +22,48 @@ Trained by kexue-lightning ({target}) on {corpus}.
 |---|---|
 {scores}
 
-Scores are of the validation and test splits; bits_per_char is a pseudo-likelihood: each hidden word is predicted
-from the rest of its row.
+Scores are of the validation and test splits; {about_scores}
 
 ## Use
 
-```python
-from transformers import pipeline
+{code}
 
-fill = pipeline("fill-mask", model=".")  # this directory{needs}
-fill("今天天气[MASK]好")
-```
-
-With kexue-lightning: `python train.py stage=predict ckpt_path=THIS_DIRECTORY predict.task=fill_mask 'predict.input=["今天天气[MASK]好"]'`
-
-## Tokens
-
-{tokens}
+With kexue-lightning: `python train.py stage=predict ckpt_path=THIS_DIRECTORY {command}`
 """
 
 
 def export_run(run: Run, model: Any, datamodule: Any) -> None:
     """Write `<run>/export/`: weights, tokenizer, model card, and what this project needs to load it as a technique."""
-    cls = type(model)
-    technique = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **model.hparams, "init_from": None}
+    cls, tokenizer = type(model), datamodule.tokenizer
+    technique = {
+        "_target_": f"{cls.__module__}.{cls.__qualname__}",
+        **model.exported_options(),
+        "init_from": None,
+    }
     with replaced_whole(run.directory / "export") as directory:
-        model.export(directory)
-        datamodule.tokenizer.save(directory, datamodule.max_length)
+        usage = model.export(directory)
+        needs = ""
+        if tokenizer is not None:
+            tokenizer.save(directory, datamodule.max_length)
+            needs = "; needs rjieba" if _tokenizer_class(directory) == "RoFormerTokenizer" else ""
         (directory / TECHNIQUE).write_text(
             json.dumps(technique, ensure_ascii=False, indent=1), encoding="utf-8"
         )
         card = CARD.format(
+            task=usage.task,
             model=run.model,
             data=run.data,
             target=technique["_target_"],
             corpus=_corpus(run),
-            needs="; needs rjieba" if _tokenizer_class(directory) == "RoFormerTokenizer" else "",
             scores="\n".join(
                 f"| {name} | {float(run.metrics[name]):.4f} |" for name in score_names(run.metrics)
             ),
-            tokens=_tokens(datamodule.tokenizer),
+            about_scores=usage.scores,
+            code=usage.code.replace("{needs}", needs),
+            command=usage.command,
         )
+        if tokenizer is not None:
+            card += f"\n## Tokens\n\n{_tokens(tokenizer)}\n"
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 

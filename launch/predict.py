@@ -1,24 +1,29 @@
-"""A trained technique from a run directory or an export/, and the texts that it is asked about."""
+"""A trained technique from a run directory or an export/, and the texts or arrays that it is asked about."""
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 from omegaconf import ListConfig, OmegaConf
 
+from datamodules.array_input import ArrayInput
 from datamodules.build import ALLOWED, build
-from datamodules.corpus import BadRows, DataError, text_problem
-from datamodules.files import read_jsonl, read_values
+from datamodules.clue import ID_KEYS, TASKS, texts_of
+from datamodules.corpus import BadRows, DataError, listed, text_problem
+from datamodules.files import FORMATS, only_records, read_values
 from datamodules.text import TextInput
 from datamodules.tokenizers.base import load_tokenizer
 from launch.checkpoint_io import AtomicCheckpointIO
 from launch.run_dir import TECHNIQUE, find_checkpoint
+from launch.signatures import class_attribute, locate
 
 # Beside the checkpoints, so that a run that never came to its export can still be used.
 TOKENIZER = "checkpoints/tokenizer"
@@ -30,40 +35,62 @@ def run_directory(ckpt_path: str) -> Path:
     return path.parent.parent if path.is_file() else path
 
 
-def load_technique(run: Path, checkpoint: Path, trusted: str) -> pl.LightningModule:
+def load_technique(
+    run: Path, checkpoint: Path, trusted: str, typed: Mapping[str, Any] = MappingProxyType({})
+) -> pl.LightningModule:
     """The technique of a run with the weights of `checkpoint`.
 
     Classes of this project are built, and `trusted`: the class that the command line itself names (model=mine).
 
+    Args:
+        typed: options of the technique as they were typed; its `evaluation_options` are taken instead of the run's.
+
     Raises:
         DataError: the checkpoint does not lie in its run, or its class is not to be built.
     """
-    for name in ("config.yaml", TOKENIZER):
-        if not (run / name).exists():
-            raise DataError(f"ckpt_path={checkpoint}: its run is needed too, and {run} has no {name}")
+    _need(run, "config.yaml", checkpoint)
     target = OmegaConf.load(run / "config.yaml").model._target_
     state = AtomicCheckpointIO().load_checkpoint(checkpoint, map_location="cpu")
-    model = _build({"_target_": target, **state["hyper_parameters"]}, trusted)
+    model = _build({"_target_": target, **state["hyper_parameters"]}, trusted, typed)
     model.load_state_dict(state["state_dict"])
+    if not _of_arrays(model):
+        _need(run, TOKENIZER, checkpoint)
     return model
 
 
-def load_for_prediction(ckpt_path: str, trusted: str) -> tuple[pl.LightningModule, TextInput]:
-    """The technique of a run directory, a checkpoint or an export/, and how its texts are prepared."""
+def load_for_prediction(
+    ckpt_path: str, trusted: str, typed: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[pl.LightningModule, TextInput | ArrayInput]:
+    """The technique of a run directory, a checkpoint or an export/, and how its texts or arrays are prepared."""
     path = Path(ckpt_path).expanduser()
     if (path / TECHNIQUE).is_file():
         saved = json.loads((path / TECHNIQUE).read_text(encoding="utf-8"))
-        model = _build({**saved, "init_from": str(path), "network_config": None}, trusted)
-        tokenizer = load_tokenizer(path)
+        model = _build({**saved, "init_from": str(path), "network_config": None}, trusted, typed)
+        model.load_export(path)
+        tokenizer = path
     else:
         run = run_directory(ckpt_path)
-        model = load_technique(run, find_checkpoint(ckpt_path, ".", "predict"), trusted)
-        tokenizer = load_tokenizer(run / TOKENIZER)
-    return model, TextInput(tokenizer, model.hparams.facts["max_length"])
+        model = load_technique(run, find_checkpoint(ckpt_path, ".", "predict"), trusted, typed)
+        tokenizer = run / TOKENIZER
+    if _of_arrays(model):
+        return model, ArrayInput(tuple(model.hparams.facts["shape"]))
+    return model, TextInput(load_tokenizer(tokenizer), model.hparams.facts["max_length"])
 
 
-def _build(node: dict[str, Any], trusted: str) -> pl.LightningModule:
+def _of_arrays(model: pl.LightningModule) -> bool:
+    """Whether the technique was trained on vectors or images, for which there is no tokenizer."""
+    return "shape" in model.hparams.facts
+
+
+def _need(run: Path, name: str, checkpoint: Path) -> None:
+    if not (run / name).exists():
+        raise DataError(f"ckpt_path={checkpoint}: its run is needed too, and {run} has no {name}")
+
+
+def _build(node: dict[str, Any], trusted: str, typed: Mapping[str, Any]) -> pl.LightningModule:
     target = node["_target_"]
+    changeable = class_attribute(found, "evaluation_options") if (found := locate(target)) else None
+    node = node | {name: value for name, value in typed.items() if name in (changeable or ())}
     if target == trusted and not target.startswith(ALLOWED):
         module, _, name = target.rpartition(".")
         options = {key: value for key, value in node.items() if key != "_target_"}
@@ -79,32 +106,88 @@ def _build(node: dict[str, Any], trusted: str) -> pl.LightningModule:
     return model
 
 
-def read_texts(source: str | ListConfig) -> list[str]:
-    """The texts of `predict.input`: a list, a .jsonl file with the key `text`, or a file with a text a line.
+class Query(NamedTuple):
+    """What a prediction is asked for.
+
+    Attributes:
+        content: a text, a pair of texts, or an array.
+        id: what the record calls itself; None where it has no id.
+    """
+
+    content: str | tuple[str, ...] | np.ndarray
+    id: Any = None
+
+
+def read_queries(source: str | ListConfig, inputs: TextInput | ArrayInput) -> list[Query]:
+    """What `predict.input` holds, in its order.
+
+    For texts: a list of texts and pairs; a JSON, csv, tsv or parquet file whose records have `text` and perhaps `text_pair`,
+    or the keys of CLUE's tasks, and perhaps `id`; any other file holds a text a line. For arrays: a .npy file.
 
     Raises:
-        DataError: nothing to read there.
+        DataError: nothing to read there, or something that cannot be used.
     """
-    if isinstance(source, ListConfig):
-        texts = [str(text) for text in source]
-    elif not Path(source).expanduser().is_file():
+    if not isinstance(source, ListConfig) and not Path(source).expanduser().is_file():
         raise DataError(
             f"predict.input={source}: no such file; for a text itself type \"predict.input=['{source}']\""
         )
+    if isinstance(inputs, ArrayInput):
+        if isinstance(source, ListConfig) or not source.endswith(".npy"):
+            shape = ", ".join(map(str, inputs.shape))
+            raise DataError(
+                f"predict.input={source}: the run was trained on arrays; give a .npy file of [N, {shape}]"
+            )
+        queries = [Query(row, number) for number, row in enumerate(inputs.read(Path(source).expanduser()))]
+    elif isinstance(source, ListConfig):
+        queries = [Query(_typed_text(item, number)) for number, item in enumerate(source)]
+    elif source.endswith(".npy"):
+        raise DataError(f"predict.input={source}: holds arrays, and the run was trained on texts")
     else:
-        path, bad, texts = Path(source).expanduser(), BadRows(None), []
-        if source.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
-            for place, row in read_jsonl(path, bad):
-                if (problem := text_problem(row.get("text"))) is not None:
-                    bad.add(source, place, f"`text` {problem}")
-                else:
-                    texts.append(row["text"])
-        else:
-            texts = [line.strip() for _, line in read_values(path, bad, "txt")]
-        bad.finish()
-    if not texts:
-        raise DataError(f"predict.input={source}: holds no text")
-    return texts
+        queries = _file_queries(Path(source).expanduser())
+    if not queries:
+        raise DataError(f"predict.input={source}: holds nothing to predict")
+    return queries
+
+
+def _typed_text(item: Any, number: int) -> str | tuple[str, ...]:
+    """An item of a typed list; a word such as 2024 is a text, too."""
+    texts = tuple(item) if isinstance(item, ListConfig) else (item,)
+    texts = tuple(str(text) if isinstance(text, (int, float)) else text for text in texts)
+    problems = [problem for problem in map(text_problem, texts) if problem is not None]
+    if problems or not texts:
+        raise DataError(f"predict.input, item {number + 1}: {problems[0] if problems else 'no text'}")
+    return texts if len(texts) > 1 else texts[0]
+
+
+def _file_queries(path: Path) -> list[Query]:
+    bad_rows, queries = BadRows(None), []
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    kind = FORMATS.get(suffix.lower(), "txt")
+    values = read_values(path, bad_rows, kind)
+    if kind == "txt":
+        queries = [Query(line.strip()) for _, line in values]
+    else:
+        for place, record in only_records(path, values, bad_rows):
+            texts, problem = _texts_of(record)
+            if problem is None:
+                given = (record.get(key) for key in ID_KEYS)
+                row_id = next((value for value in given if value not in (None, "")), None)
+                queries.append(Query(texts if len(texts) > 1 else texts[0], row_id))
+            else:
+                bad_rows.add(path, place, problem)
+    bad_rows.finish()
+    return queries
+
+
+def _texts_of(record: dict[Any, Any]) -> tuple[tuple[str, ...], str | None]:
+    """The record's texts under the names that are known, and what is wrong with them."""
+    own = ("text", "text_pair") if record.get("text_pair") else ("text",)
+    known = [own, *dict.fromkeys(task.keys for task in TASKS.values())]
+    keys = next((keys for keys in known if keys[0] in record), None)
+    if keys is None:
+        names = " or ".join(", ".join(keys) for keys in known)
+        return (), f"no text (it has: {listed(map(repr, record)) or 'none'}); name it {names}"
+    return texts_of(record, keys)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.strategies import FSDPStrategy
 
+from datamodules.clue import check_submission, submission_line
 from datamodules.inspection import inspect_corpus
 from datamodules.tokenizers.base import Tokenizer, load_tokenizer
 from launch.callbacks import Interruption, RunMetrics
@@ -31,7 +32,7 @@ from launch.predict import (
     TOKENIZER,
     load_for_prediction,
     load_technique,
-    read_texts,
+    read_queries,
     run_directory,
     written_lines,
 )
@@ -64,20 +65,17 @@ def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
         node = OmegaConf.to_container(node, resolve=True)
         saved = OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml").data)
         if saved["_target_"] == node["_target_"]:
-            typed = [
-                override.split("=")[0].lstrip("+")
-                for override in OmegaConf.to_container(HydraConfig.get().overrides.task)
-            ]
-            names = [name.removeprefix("data.") for name in typed if name.startswith("data.")]
-            node = {**saved, **{name: node[name] for name in names}}
-        node["tokenizer"] = load_tokenizer(evaluated / TOKENIZER)
+            node = {**saved, **_typed(cfg, "data")}
+        if "tokenizer" in node:
+            node["tokenizer"] = load_tokenizer(evaluated / TOKENIZER)
     return instantiate(node, _recursive_=False, _convert_="all")
 
 
 def build_model(cfg: DictConfig, datamodule: pl.LightningDataModule) -> pl.LightningModule:
     """The technique: a run's, or a new one whose weights are made when the corpus' facts are known."""
     if cfg.stage in EVALUATIONS:
-        model = load_technique(run_directory(cfg.ckpt_path), _checkpoint(cfg), trusted=cfg.model._target_)
+        run, trusted = run_directory(cfg.ckpt_path), cfg.model._target_
+        model = load_technique(run, _checkpoint(cfg), trusted, _typed(cfg, "model"))
     else:
         model = instantiate(cfg.model, _recursive_=False, _convert_="all")
         try:
@@ -126,14 +124,14 @@ def fit(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamodule: 
     datamodule.setup("fit")
     run.source, run.data_facts = _describe(datamodule)
     run.metrics.update(datamodule.metric_values())
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and datamodule.tokenizer is not None:
         with replaced_whole(run.directory / TOKENIZER) as directory:
             datamodule.tokenizer.save(directory, datamodule.max_length)
     trainer.fit(model, datamodule, ckpt_path=_checkpoint(cfg), weights_only=True)
     _drop_requeue_checkpoint(trainer)
     run.metrics.update(trainer.callback_metrics)
     run.metrics.update(_take_best_weights(trainer, model, datamodule))
-    if len(datamodule.stores["test"]):
+    if model.can_score(datamodule, "test"):
         run.metrics.update(trainer.test(model, datamodule, verbose=False)[0])
     if trainer.is_global_zero:
         plot_curves(run.directory)
@@ -147,37 +145,46 @@ def evaluate(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamod
     _prepare(trainer, datamodule)
     datamodule.setup(cfg.stage)
     split = "val" if cfg.stage == "validate" else "test"
-    if not len(datamodule.stores[split]):
-        raise ConfigError(
-            f"stage={cfg.stage}: the corpus has no such rows; name a file with data.{split}=FILE"
-        )
+    if not model.can_score(datamodule, split):
+        what = "labels" if datamodule.num_rows(split) else "such rows"
+        raise ConfigError(f"stage={cfg.stage}: the corpus has no {what}; name a file with data.{split}=FILE")
     run.source, run.data_facts = _describe(datamodule)
     run.metrics.update(getattr(trainer, cfg.stage)(model, datamodule, verbose=False)[0])
+    if trainer.is_global_zero:
+        model.plot(run.directory / "plots", datamodule.tokenizer)
     _tell(run.metrics)
 
 
 def predict(cfg: DictConfig, run: Run) -> None:
-    """stage=predict: a run or an export does one of its technique's tasks on texts; a line of JSON for each.
+    """stage=predict: a run or an export does one of its technique's tasks on texts or arrays; a line of JSON for each.
 
     The throughput is that of tokenizer and network; reading and writing files is not in it.
     """
-    model, inputs = load_for_prediction(cfg.ckpt_path, trusted=cfg.model._target_)
+    model, inputs = load_for_prediction(cfg.ckpt_path, cfg.model._target_, _typed(cfg, "model"))
     trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
     model = model.to(trainer.strategy.root_device).eval()
     task = getattr(model, f"predict_{cfg.predict.task}")
-    texts = read_texts(cfg.predict.input)
+    queries = read_queries(cfg.predict.input, inputs)
+    submits = cfg.predict.format == "clue"
+    if submits:
+        check_submission(model.hparams.facts, [query.id for query in queries], str(cfg.predict.input))
     output = Path(cfg.predict.output or run.directory / "predictions.jsonl").expanduser()
     run.source = str(cfg.predict.input)
     run.run_metrics = RunMetrics()
     with written_lines(output) as write, torch.inference_mode():
-        for start in range(0, len(texts), cfg.predict.batch_size):
-            batch, started = texts[start : start + cfg.predict.batch_size], time.perf_counter()
-            results = task(batch, inputs)
+        for start in range(0, len(queries), cfg.predict.batch_size):
+            batch, started = queries[start : start + cfg.predict.batch_size], time.perf_counter()
+            results = task([query.content for query in batch], inputs)
             run.run_metrics.count(len(batch), 0, time.perf_counter() - started)
-            for line in map(write, results):
-                if len(texts) <= SHOWN_PREDICTIONS:
+            for query, result in zip(batch, results, strict=True):
+                if submits:
+                    result = submission_line(query.id, result["label"], model.hparams.facts)
+                elif query.id is not None:
+                    result = {"id": query.id, **result}
+                line = write(result)
+                if len(queries) <= SHOWN_PREDICTIONS:
                     print(line if len(line) < SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} ...")
-    log.info(f"{len(texts)} predictions in {output}")
+    log.info(f"{len(queries)} predictions in {output}")
 
 
 def vocabulary(cfg: DictConfig, run: Run, datamodule: Any) -> None:
@@ -220,6 +227,13 @@ def inspect_data(run: Run, datamodule: Any) -> None:
     log.info("examples of all splits in inspection.json, pictures in plots/")
 
 
+def _typed(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """The options of a group that were typed one by one, with their values."""
+    keys = [override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task]
+    names = [key.split(".")[1] for key in keys if key.startswith(f"{group}.")]
+    return {name: OmegaConf.to_container(cfg, resolve=True)[group][name] for name in names}
+
+
 def _prepare(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> None:
     """Read and tokenize once on each machine, before the run asks what there is; the other ranks wait."""
     if trainer.world_size == 1:
@@ -253,11 +267,11 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def _take_best_weights(trainer: pl.Trainer, model: Any, datamodule: Any) -> dict[str, float]:
-    """Load the weights with the lowest monitored loss into `model`; returns their validation scores.
+    """Load the weights with the best monitored score into `model`; returns their validation scores.
 
     The last validation of the fit may lie before its last step, so the final weights are scored once more.
     """
-    if not len(datamodule.stores["val"]):
+    if not model.can_score(datamodule, "val"):
         return {}
     # Lightning adds one of its own, which monitors nothing, where there is none.
     checkpoints = (c for c in trainer.callbacks if isinstance(c, ModelCheckpoint))
@@ -268,7 +282,7 @@ def _take_best_weights(trainer: pl.Trainer, model: Any, datamodule: Any) -> dict
     score = None if best is None else best.best_model_score
     if best is None or final[best.monitor] == score:
         return final
-    if score is None or final[best.monitor] < score:
+    if score is None or (final[best.monitor] < score) == (best.mode == "min"):
         trainer.save_checkpoint(Path(best.dirpath) / "best.ckpt")
         return final
     state = trainer.strategy.checkpoint_io.load_checkpoint(best.best_model_path)
@@ -278,17 +292,8 @@ def _take_best_weights(trainer: pl.Trainer, model: Any, datamodule: Any) -> dict
 
 def _describe(datamodule: Any) -> tuple[str, dict[str, Any]]:
     """The corpus' name for the summary, and its facts."""
-    description = datamodule.describe()
-    splits = {name: store.facts for name, store in datamodule.stores.items()}
-    counts = {
-        name: {key: value for key, value in facts.items() if key != "arrays"}
-        for name, facts in splits.items()
-    }
-    return description["source"], {
-        **description,
-        "vocab_size": datamodule.tokenizer.vocab_size,
-        "splits": counts,
-    }
+    facts = datamodule.summary()
+    return facts["source"], facts
 
 
 def _tell(metrics: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ tokenizer the same class is BERT's masked language model, the article's baseline
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +23,23 @@ from datamodules.text import TextInput
 from datamodules.tokenizers.expansion import row_sources
 from datamodules.tokenizers.vocabulary import read_source
 from datamodules.tokenizers.word import WordTokenizer
-from lightning_modules.base import Technique
+from lightning_modules.base import Technique, Usage
 from lightning_modules.masking import Masking
 from lightning_modules.networks.text_encoder import TextEncoder
 from lightning_modules.pictures import plot_token_accuracy
 
-log = logging.getLogger(__name__)
-
 PLOTTED_TOKENS = 30
-# Above it a pretrained network soon forgets what it knows.
-HIGH_LEARNING_RATE = 2e-4
+USAGE = Usage(
+    task="fill-mask",
+    scores="bits_per_char is a pseudo-likelihood: each hidden word is predicted from the rest of its row.",
+    code="""```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model=".")  # this directory{needs}
+fill("今天天气[MASK]好")
+```""",
+    command="""predict.task=fill_mask 'predict.input=["今天天气[MASK]好"]'""",
+)
 
 
 class WoBERT(Technique):
@@ -41,7 +47,7 @@ class WoBERT(Technique):
 
     Args:
         backbone: a `TextEncoder`, or its options with `_target_`.
-        optimizer, scheduler, seed: see `Technique`.
+        optimizer, scheduler, seed, regularizer: see `Technique`.
         init_from: a run, an export/, a Hugging Face directory or a hub name to start from.
         expand_vocabulary: give the checkpoint of `init_from` the vocabulary of a `WordTokenizer` that adds so many
             words to it; rows go by the tokens' text.
@@ -74,7 +80,7 @@ class WoBERT(Technique):
     )
     predict_tasks = {
         "fill_mask": "the most probable tokens at every [MASK] of a text",
-        "embed": "one vector a text: the mean of the last layer's states",
+        "embed": "one vector a text: the last layer's states, pooled as model.backbone.pooling says",
     }
 
     def __init__(
@@ -92,11 +98,12 @@ class WoBERT(Technique):
         mask_special_tokens: bool = False,
         attention: Literal["auto", "unpadded", "padded"] = "auto",
         seed: int = 0,
+        regularizer: dict | None = None,
         *,
         facts: dict[str, Any] | None = None,
         network_config: dict[str, Any] | None = None,
     ):
-        super().__init__(optimizer, scheduler, seed)
+        super().__init__(optimizer, scheduler, seed, regularizer)
         if not 0 < mask_rate < 1:
             raise ValueError(f"mask_rate={mask_rate}: must lie between 0 and 1")
         if not 0 <= mask_token_rate + random_token_rate <= 1:
@@ -108,11 +115,6 @@ class WoBERT(Technique):
                 f"expand_vocabulary={expand_vocabulary}: needs the weights of a checkpoint, model.init_from=RUN; "
                 "from scratch type tokenizer.add_words"
             )
-        if init_from is not None and (optimizer or {}).get("lr", 0) > HIGH_LEARNING_RATE:
-            log.warning(
-                f"model.optimizer.lr={optimizer['lr']} is a rate for training from scratch; for the weights of "
-                f"init_from={init_from} 5e-6 to 5e-5 are usual"
-            )
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, TextEncoder) else [])
         self.network: TextEncoder = build(
             backbone, attention=attention, init_from=init_from, network_config=network_config
@@ -123,12 +125,8 @@ class WoBERT(Technique):
     def check_corpus(self, datamodule: Any) -> None:
         super().check_corpus(datamodule)
         self._check_expansion(datamodule.tokenizer)
-        reach = self.network.longest_row
-        if reach is not None and datamodule.max_length > reach:
-            raise ValueError(
-                f"data.max_length={datamodule.max_length}: the model's positions reach {reach} tokens "
-                "(model.backbone.max_position_embeddings)"
-            )
+        self.network.check_corpus(datamodule)
+        self.warn_of_high_rate()
 
     def _check_expansion(self, tokenizer: Any) -> None:
         """Whether the tokenizer's ids will be the weights'."""
@@ -166,8 +164,8 @@ class WoBERT(Technique):
             rows = None
             if data is not None and options.expand_vocabulary is not None:
                 rows = row_sources(options.init_from, data.tokenizer, options.new_rows)
-            self.network.build(facts["vocab_size"], facts["pad_id"], rows)
-            options.network_config = self.network.config.to_dict()
+            self.network.build(facts, rows)
+            options.network_config = self.network.network_config
         self.masking = Masking(
             vocab_size=facts["vocab_size"],
             mask_id=facts["mask_id"],
@@ -195,10 +193,8 @@ class WoBERT(Technique):
         )
         index = index.squeeze(1)
         logits = self.network.vocabulary_logits(states[index])
-        loss = F.cross_entropy(logits.float(), batch.input_ids[index], reduction="sum") / max(
-            batch.num_targets, 1
-        )
-        return self.step_loss(loss, batch)
+        losses = F.cross_entropy(logits.float(), batch.input_ids[index], reduction="none")
+        return self.step_loss(losses, batch)
 
     def evaluate(self, batch: TokenBatch) -> None:
         targets = self.masking.evaluation_targets(batch)
@@ -261,8 +257,9 @@ class WoBERT(Technique):
                 ids=ids,
             )
 
-    def export(self, directory: Path) -> None:
+    def export(self, directory: Path) -> Usage:
         self.network.save(directory)
+        return USAGE
 
 
 class MaskedLMScores(Metric):

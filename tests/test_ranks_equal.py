@@ -29,6 +29,7 @@ ROWS = {"train": 203, "val": 37, "test": 7}
 # So few targets that a share of a step may have none; at so small a budget a step is cut into four shares.
 MASK_RATE, FEW_TOKENS = 0.03, 90
 SCORES = ("loss", "masked_accuracy", "bits_per_char")
+LEVEL = 2.4  # of flooding: some steps of this training are above it, some below
 
 
 class Memory(TextDataModule):
@@ -142,7 +143,7 @@ def trainer_of(data: Memory, **options) -> pl.Trainer:
     )
 
 
-def training(folder: Path, name: str, cls=Spied, steps=STEPS, **options) -> dict:
+def training(folder: Path, name: str, cls=Spied, steps=STEPS, regularizer=None, **options) -> dict:
     """20 steps in float64, so that what is not rounding shows."""
     torch.manual_seed(0)
     data, watch = Memory(folder / "cache", **options), Watch()
@@ -155,7 +156,7 @@ def training(folder: Path, name: str, cls=Spied, steps=STEPS, **options) -> dict
         logger=CSVLogger(str(path)),
         log_every_n_steps=1,
     )
-    model = cls(mask_rate=MASK_RATE)
+    model = cls(mask_rate=MASK_RATE, regularizer=regularizer)
     trainer.fit(model, data)
     return {
         "gradients": torch.stack(watch.gradients),
@@ -196,11 +197,18 @@ def few(**rows) -> dict:
     return {**ROWS, **rows}
 
 
+FLOODED = {
+    "flooding": {"_target_": "lightning_modules.regularizers.flooding.Flooding", "b": LEVEL},
+    "weissi": {"_target_": "lightning_modules.regularizers.weissi.WEISSI", "lambda1": 0.01},
+}
+
 # name -> function and options
 RUNS = {
     "whole": (training, {}),
     "micro-batches": (training, {"max_tokens_per_device": FEW_TOKENS}),
     "unweighted": (training, {"cls": Unweighted, "steps": 3}),
+    "regularized": (training, {"regularizer": FLOODED}),
+    "regularized micro-batches": (training, {"regularizer": FLOODED, "max_tokens_per_device": FEW_TOKENS}),
     "evaluation": (evaluation, {}),
     "one-row": (evaluation, {"rows": few(val=1, test=3)}),
     "short": (short, {}),
@@ -289,6 +297,20 @@ def test_a_step_is_the_same_however_it_is_cut(cut, one, two):
         np.testing.assert_allclose(curve(runs[0], name), curve(whole, name), rtol=1e-6, err_msg=name)
     for run in runs:
         assert run["summary"] == runs[0]["summary"]
+
+
+@pytest.mark.parametrize("cut", ["1 rank, 4 micro-batches", "2 ranks", "2 ranks, 2 micro-batches"])
+def test_regularisers_act_on_the_whole_step(cut, one, two):
+    """Flooding turns the gradient where the loss of the step is below the level, whatever a share of it has."""
+    whole = one["regularized"]
+    ranks = two if cut.startswith("2 ranks") else [one]
+    runs = [rank["regularized micro-batches" if "micro-batches" in cut else "regularized"] for rank in ranks]
+    below = np.array(curve(whole, "train/loss")) < LEVEL
+    assert 3 < below.sum() < STEPS - 3
+    for run in runs:
+        torch.testing.assert_close(run["weights"], whole["weights"], rtol=0, atol=1e-6)
+    for name in ("train/loss", "train/objective"):
+        np.testing.assert_allclose(curve(runs[0], name), curve(whole, name), rtol=1e-6, err_msg=name)
 
 
 def test_a_share_of_a_step_may_have_no_target(two):

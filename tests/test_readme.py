@@ -44,6 +44,7 @@ def world(tmp_path_factory):
     (root / "my.csv").write_text("\n".join(table), encoding="utf-8")
     (root / "texts.txt").write_text("今天很好\n我们去公园玩\n", encoding="utf-8")
     finished(root / "runs" / "mine", *TINY, "debug=fast")
+    finished(root / "runs" / "titles", *TINY, "debug=fast", "model=classifier")
     return root
 
 
@@ -55,8 +56,7 @@ def test_command(command, world, tmp_path, monkeypatch):
         a.replace("=/corpora", f"={world}/corpora").replace("=/models", f"={world}/models") for a in arguments
     ]
     directory = tmp_path / "run"
-    if "hydra.run.dir=runs/mine" in arguments:
-        arguments.remove("hydra.run.dir=runs/mine")
+    arguments = [a for a in arguments if not a.startswith("hydra.run.dir=")]
     if not any(a.startswith("stage=") for a in arguments):
         arguments = [a for a in arguments if not a.startswith("max_steps=") and a != "debug=fast"]
         arguments += [*made_small(arguments), "debug=fast"]
@@ -66,7 +66,7 @@ def test_command(command, world, tmp_path, monkeypatch):
 
 def made_small(arguments: list[str]) -> list[str]:
     """Options for a run of milliseconds, but for the groups that the command itself chooses."""
-    if any(argument.startswith("model/backbone=") for argument in arguments):
+    if any(argument.startswith("model/backbone=") for argument in arguments) or "data=digits" in arguments:
         return []
     chosen = {argument.partition("=")[0] for argument in arguments}
     return [option for option in TINY if option.partition("=")[0] not in chosen]

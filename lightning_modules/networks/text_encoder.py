@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,38 +13,59 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForMaskedLM, BertConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from datamodules.batch import TokenBatch
 from datamodules.tokenizers.base import resolve_pretrained
 from datamodules.tokenizers.expansion import RowSources
 from lightning_modules.networks import attention as unpadded
+from lightning_modules.networks.base import Backbone
 
 log = logging.getLogger(__name__)
 
 PROBE = "unpadded_probe"
+POOLINGS = ("cls", "mean", "max")
+# What the architectures call the projections that LoRA's paper adapts: of queries and values.
+QUERIES_AND_VALUES = frozenset(
+    {"query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin"}
+)
 
 
-class TextEncoder(nn.Module):
-    """An encoder with its masked-LM head: BERT from scratch, or any masked LM that transformers loads.
+class TextEncoder(Backbone):
+    """An encoder, with or without its masked-LM head: BERT from scratch, or any that transformers loads.
 
     Args:
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, max_position_embeddings: the shape
             of a BERT that starts from scratch.
         hidden_dropout, attention_dropout: probabilities.
+        pooling: what `encode` makes of a row: the "mean" or the "max" over its states, special tokens left out; "cls",
+            as BERT classifies: the architecture's pooler (dense and tanh) on the first state, or that state where the
+            architecture has none, or the encoder has its masked-LM head.
         attention: "unpadded" computes real tokens only, "padded" goes through [N, L] batches; "auto" takes
             unpadded where the leak probe shows that rows stay apart, and says so where it does not.
         init_from: a run, an export/, a Hugging Face directory or a hub name whose architecture and weights are
-            taken; the shape above is then not used.
+            taken; the shape above is then not used. Without `head` it may be a masked LM, an encoder or a classifier.
         network_config: a transformers configuration as a dictionary (stored in a checkpoint): architecture without
             weights. Takes precedence over both.
+        head: with the masked-LM head; without it there is no parameter that `encode` does not use.
+        lora: rank, alpha (2 * rank), dropout (0) and target_modules (the projections of queries and values) of
+            low-rank adapters (Hu et al. 2021, arXiv 2106.09685): only they and a pooler are trained. Needs peft.
 
     The constructor settles the architecture; `build` makes the weights when the vocabulary is known.
 
     Raises:
         ValueError: an option is out of its range, or nothing can be loaded from `init_from`.
     """
+
+    needs = frozenset({"text"})
 
     def __init__(
         self,
@@ -54,18 +76,26 @@ class TextEncoder(nn.Module):
         max_position_embeddings: Annotated[int, "x >= 1"] = 512,
         hidden_dropout: Annotated[float, "0 <= x < 1"] = 0.1,
         attention_dropout: Annotated[float, "0 <= x < 1"] = 0.0,
+        pooling: Literal["cls", "mean", "max"] = "mean",
         *,
         attention: Literal["auto", "unpadded", "padded"] = "auto",
         init_from: str | None = None,
         network_config: dict[str, Any] | None = None,
+        head: bool = True,
+        lora: dict[str, Any] | None = None,
     ):
         super().__init__()
         if hidden_size % num_attention_heads:
             raise ValueError(
                 f"hidden_size={hidden_size}: must be a multiple of num_attention_heads={num_attention_heads}"
             )
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling}: must be one of {', '.join(POOLINGS)}")
+        self.pooling = pooling
+        self.with_head = head
         self.wanted_attention = attention
         self.init_from = init_from if network_config is None else None
+        self.lora = None if lora is None else _lora_config(lora)
         self.model: nn.Module | None = None
         self._compile_options: dict[str, Any] | None = None
         if network_config is not None:
@@ -90,22 +120,40 @@ class TextEncoder(nn.Module):
         """Tokens that the positions reach; None where they have no limit."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    def build(self, vocab_size: int, pad_id: int, rows: RowSources | None = None) -> None:
+    def check_corpus(self, datamodule: Any) -> None:
+        reach = self.longest_row
+        if reach is not None and datamodule.max_length > reach:
+            raise ValueError(
+                f"data.max_length={datamodule.max_length}: the model's positions reach {reach} tokens "
+                "(model.backbone.max_position_embeddings)"
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """The transformers configuration."""
+        return self.config.to_dict()
+
+    def build(self, facts: dict[str, Any], rows: RowSources | None = None) -> None:
         """Make the weights, once.
 
         Args:
-            vocab_size, pad_id: of the tokenizer.
+            facts: `vocab_size` and `pad_id` of the tokenizer are taken.
             rows: gives the checkpoint of `init_from` the tokenizer's vocabulary: which old rows make each new one.
 
         Raises:
-            ValueError: a checkpoint's vocabulary is smaller than the tokenizer's, its head is of an unknown form, or
-                `attention="unpadded"` is not possible.
+            ValueError: a checkpoint's vocabulary is smaller than the tokenizer's, its head is of an unknown form,
+                `attention="unpadded"` is not possible, or the architecture has not the modules that `lora` names.
         """
+        vocab_size, pad_id = facts["vocab_size"], facts["pad_id"]
         # Lightning builds under the accelerator as default device, where transformers would ask for accelerate to
         # load a checkpoint. The weights are made here and moved with the module.
         with torch.device("cpu"):
             self.model = self._make(vocab_size, pad_id)
-            if self._head is None:
+            if self.with_head and self._head is None:
                 name = type(self.model).__name__
                 raise ValueError(f"init_from={self.init_from}: {name} has no head `cls` or `lm_head`")
             if rows is not None:
@@ -119,7 +167,10 @@ class TextEncoder(nn.Module):
                     f"{vocab_size}; use the checkpoint's own vocabulary (leave tokenizer.vocab alone) or "
                     "model.expand_vocabulary"
                 )
-            self.attention = self._choose_attention(self.wanted_attention)
+            with _quiet():  # transformers warns of architectures that take no attention by name
+                self.attention = self._choose_attention(self.wanted_attention)
+            if self.lora is not None:
+                self._add_lora()
         if self._compile_options is not None:
             self.compile(**self._compile_options)
 
@@ -134,18 +185,60 @@ class TextEncoder(nn.Module):
             self.model.base_model.compile(dynamic=True, **options)
 
     def _make(self, vocab_size: int, pad_id: int) -> nn.Module:
+        auto_class = AutoModelForMaskedLM if self.with_head else AutoModel
+        new: set[str] = set()
         if self.init_from is None:
             if not self.config.vocab_size:
                 self.config.vocab_size, self.config.pad_token_id = vocab_size, pad_id
-            return AutoModelForMaskedLM.from_config(self.config)
-        options = {"output_loading_info": True, "dtype": torch.float32}
-        on_disk = Path(self.init_from).expanduser().is_dir()
-        with _without_progress_bar() if on_disk else nullcontext():  # a download is worth a bar
-            model, report = _load(AutoModelForMaskedLM, self.init_from, **options)
-        if report["missing_keys"]:
-            names = sorted(report["missing_keys"])
-            log.warning(f"init_from={self.init_from}: not in the checkpoint, hence new: {names}")
+            model = auto_class.from_config(self.config)
+        else:
+            on_disk = Path(self.init_from).expanduser().is_dir()
+            with _quiet(progress_bars=not on_disk):  # a download is worth a bar
+                model, report = _load(
+                    auto_class,
+                    self.init_from,
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,
+                )
+            if report["mismatched_keys"]:
+                names = sorted(key[0] for key in report["mismatched_keys"])
+                raise ValueError(
+                    f"init_from={self.init_from}: the weights have other sizes than its config.json says: {names}"
+                )
+            new = report["missing_keys"]
+        if not self.with_head and self.pooling != "cls" and getattr(model, "pooler", None) is not None:
+            # Nothing would use its parameters, for which DDP waits. Not every architecture takes None for it.
+            model.pooler = nn.Identity()
+            new = {name for name in new if not name.startswith("pooler.")}
+        if new:
+            log.warning(f"init_from={self.init_from}: not in the checkpoint, hence new: {sorted(new)}")
         return model
+
+    def _add_lora(self) -> None:
+        from peft import inject_adapter_in_model  # an optional dependency, and slow to import
+
+        matrices = {
+            name.rpartition(".")[2]
+            for name, module in self.model.named_modules()
+            if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+        }
+        wanted = self.lora.target_modules or QUERIES_AND_VALUES & matrices
+        if not wanted or not wanted <= matrices:
+            typed = f"[{','.join(sorted(wanted))}]" if wanted else "null"
+            raise ValueError(
+                f"model.lora.target_modules={typed}: {type(self.model).__name__} has the layers "
+                f"{', '.join(sorted(matrices))}; name some of them"
+            )
+        self.lora.target_modules = wanted
+        inject_adapter_in_model(self.lora, self.model)
+        if self._pooler is not None:
+            self._pooler.requires_grad_(True)
+
+    def freeze(self, layers: int | Literal["all"]) -> None:
+        if layers == "all" and self.lora is not None:
+            raise ValueError("model.freeze=all: leaves model.lora nothing to train; type model.freeze=0")
+        super().freeze(layers)
 
     @torch.no_grad()
     def _change_vocabulary(self, rows: RowSources, pad_id: int) -> None:
@@ -191,17 +284,21 @@ class TextEncoder(nn.Module):
         ids = batch.input_ids if input_ids is None else input_ids
         if self.attention == "unpadded":
             return self._unpadded(batch, ids)
-        padded, mask = batch.padded(ids, fill=self.config.pad_token_id or 0)
-        segments, _ = batch.padded(batch.segment_ids)
-        states = self.model.base_model(input_ids=padded, attention_mask=mask.long(), token_type_ids=segments)[
-            0
-        ]
-        return batch.flat(states)
+        return batch.flat(self.model.base_model(**self._padded(batch, ids))[0])
 
     def encode(self, batch: TokenBatch) -> Tensor:
-        """[N, H]: the mean of each row's states, special tokens left out."""
+        """[N, H], by `pooling`; zeros for the mean and the maximum of a row without text."""
         states = self(batch)
-        weight = (batch.char_counts > 0).to(states.dtype)
+        if self.pooling == "cls":
+            first = states.index_select(0, batch.cu_seqlens[:-1])
+            return first if self._pooler is None else self._pooled(first)
+        is_text = batch.char_counts > 0
+        if self.pooling == "max":
+            padded, _ = batch.padded(states)
+            text, _ = batch.padded(is_text)
+            highest = padded.masked_fill(~text[:, :, None], -torch.inf).amax(1)
+            return highest.masked_fill(~text.any(1, keepdim=True), 0)
+        weight = is_text.to(states.dtype)
         row = torch.repeat_interleave(
             torch.arange(batch.num_rows, device=states.device),
             batch.cu_seqlens.diff(),
@@ -217,8 +314,73 @@ class TextEncoder(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write configuration and weights as stock transformers reads them."""
-        with _without_progress_bar():
-            self.model.save_pretrained(directory)
+        with _quiet():
+            self.merged().save_pretrained(directory)
+
+    def merged(self) -> nn.Module:
+        """The transformers model with the adapters of `lora` in its weights, then a copy in float32."""
+        if self.lora is None:
+            return self.model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        model = copy.deepcopy(self.model).float()
+        adapted = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+        for name, module in adapted.items():
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        del model.peft_config
+        return model
+
+    @torch.no_grad()
+    def save_classifier(
+        self, directory: Path, head: nn.Module, label_names: list[str], multi_label: bool
+    ) -> bool:
+        """As of `Backbone`: the architecture's own `...ForSequenceClassification`, where on a few rows its logits are
+        those of `encode` and `head`; else the encoder alone, as AutoModel loads it."""
+        self.config.id2label = dict(enumerate(label_names))
+        self.config.label2id = {name: index for index, name in enumerate(label_names)}
+        self.config.problem_type = (
+            "multi_label_classification" if multi_label else "single_label_classification"
+        )
+        model = self.merged()
+        stock = self._stock_classifier(model, head)
+        with _quiet():
+            (model if stock is None else stock).save_pretrained(directory)
+        return stock is not None
+
+    def _stock_classifier(self, model: nn.Module, head: nn.Module) -> nn.Module | None:
+        """Stock transformers' classifier with the weights of `model` and `head`, if it computes the same."""
+        try:
+            config = AutoConfig.for_model(**self.config.to_dict())
+            stock = AutoModelForSequenceClassification.from_config(config).float().eval()
+        except ValueError:
+            return None  # the architecture has none
+        encoder = stock.base_model
+        encoder_layers = set(encoder.modules())
+        own = [m for m in stock.modules() if isinstance(m, nn.Linear) and m not in encoder_layers]
+        if len(own) != 1 or not own[0].state_dict().keys() == head.state_dict().keys():
+            return None  # RoBERTa's has the pooler's layer there, where `init_from` would not find it again
+        missing, unused = encoder.load_state_dict(model.state_dict(), strict=False)
+        if missing or unused:
+            return None
+        own[0].load_state_dict(head.state_dict())
+        batch = _probe_batch(self.config.vocab_size)
+        network, head = (copy.deepcopy(module).float().cpu().eval() for module in (self, head))
+        logits = stock(**self._padded(batch, batch.input_ids)).logits
+        return stock if torch.allclose(logits, head(network.encode(batch)), atol=1e-4, rtol=0) else None
+
+    @property
+    def _pooler(self) -> nn.Module | None:
+        """What `pooling="cls"` puts on the first state."""
+        has_one = not self.with_head and self.pooling == "cls"
+        return getattr(self.model, "pooler", None) if has_one else None
+
+    def _pooled(self, first: Tensor) -> Tensor:
+        """[N, H] of first states [N, H]. A pooler looks at the first of the states [N, L, H] of each row: in the model's
+        own call of it that is the first row of a flat batch, and no other."""
+        pooled = self._pooler(first[:, None])
+        # ALBERT's and BigBird's is the dense layer alone.
+        return pooled if pooled.ndim == 2 else pooled[:, 0].tanh()
 
     @property
     def _head(self) -> nn.Module | None:
@@ -227,10 +389,20 @@ class TextEncoder(nn.Module):
     def _unpadded(self, batch: TokenBatch, ids: Tensor) -> Tensor:
         return self.model.base_model(
             input_ids=ids[None],
-            token_type_ids=batch.segment_ids[None],
+            token_type_ids=self._segments(batch)[None],
             position_ids=batch.position_ids[None],
             **unpadded.layout(batch),
         )[0][0]
+
+    def _padded(self, batch: TokenBatch, ids: Tensor) -> dict[str, Tensor]:
+        padded, mask = batch.padded(ids, fill=self.config.pad_token_id or 0)
+        segments, _ = batch.padded(self._segments(batch))
+        return {"input_ids": padded, "attention_mask": mask.long(), "token_type_ids": segments}
+
+    def _segments(self, batch: TokenBatch) -> Tensor:
+        # RoBERTa knows a single one.
+        one = getattr(self.config, "type_vocab_size", 2) == 1
+        return torch.zeros_like(batch.segment_ids) if one else batch.segment_ids
 
     def _choose_attention(self, wanted: str) -> Literal["unpadded", "padded"]:
         if wanted == "padded":
@@ -264,15 +436,15 @@ class TextEncoder(nn.Module):
             return unpadded.unpadded_attention(*arguments, **options)
 
         AttentionInterface.register(PROBE, counted)
-        device = next(self.parameters()).device
-        ids = np.arange(5, 12) % self.config.vocab_size
-        changed = np.concatenate((ids[:3][::-1], ids[3:]))
+        batch = _probe_batch(self.config.vocab_size).to(next(self.parameters()).device)
+        ids = batch.input_ids
+        changed = torch.cat((ids[:3].flip(0), ids[3:]))
         was_training = self.model.training
         self.model.eval()
         try:
-            stock = self.model.base_model(input_ids=torch.from_numpy(ids[None, 3:]).to(device))[0][0]
+            stock = self.model.base_model(input_ids=ids[None, 3:])[0][0]
             self.model.set_attn_implementation(PROBE)
-            before, after = (self._probe(x, device)[3:] for x in (ids, changed))
+            before, after = (self._unpadded(batch, x)[3:] for x in (ids, changed))
         except Exception as error:
             return f"it does not take flat rows ({type(error).__name__}: {error})"
         finally:
@@ -285,26 +457,53 @@ class TextEncoder(nn.Module):
             return "a row's outputs differ from those of the row alone"
         return None
 
-    def _probe(self, ids: np.ndarray, device: torch.device) -> Tensor:
-        batch = TokenBatch.from_numpy(
-            input_ids=ids,
-            lengths=np.array([3, 4]),
-            char_counts=np.ones(7),
-            word_starts=np.ones(7, dtype=bool),
-            text_starts=np.zeros(7, dtype=bool),
-            row_ids=np.arange(2),
-        ).to(device)
-        return self._unpadded(batch, batch.input_ids)
+
+def _probe_batch(vocab_size: int) -> TokenBatch:
+    """Rows of 3 and 4 tokens."""
+    return TokenBatch.from_numpy(
+        input_ids=np.arange(5, 12) % vocab_size,
+        lengths=np.array([3, 4]),
+        char_counts=np.ones(7),
+        word_starts=np.ones(7, dtype=bool),
+        text_starts=np.zeros(7, dtype=bool),
+        row_ids=np.arange(2),
+    )
+
+
+def _lora_config(options: dict[str, Any]) -> Any:
+    """peft's configuration of `lora`."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError("model.lora needs peft: pip install -e '.[lora]'") from error
+    known = {"rank": None, "alpha": None, "dropout": 0.0, "target_modules": None}
+    if unknown := options.keys() - known.keys():
+        raise ValueError(f"model.lora.{min(unknown)}: is no option; there are {', '.join(known)}")
+    rank, alpha, dropout, targets = {**known, **options}.values()
+    alpha = 2 * rank if alpha is None and isinstance(rank, int) else alpha
+    if not (isinstance(rank, int) and rank >= 1):
+        raise ValueError(f"model.lora.rank={rank}: must be a whole number, at least 1")
+    if not alpha > 0:
+        raise ValueError(f"model.lora.alpha={alpha}: must be above 0")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"model.lora.dropout={dropout}: must be at least 0 and below 1")
+    if isinstance(targets, str):
+        raise ValueError(f"model.lora.target_modules={targets}: must be a list; type [{targets}]")
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """transformers draws one for a single file of weights, over the lines of a run."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+def _quiet(progress_bars: bool = False) -> Iterator[None]:
+    """transformers draws a progress bar for a single file of weights, over the lines of a run, and prints a table of
+    what a checkpoint has too much or lacks, of which what matters is told here."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    if not progress_bars:
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

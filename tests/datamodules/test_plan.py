@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from datamodules.batch import TokenBatch
-from datamodules.plan import BatchPlan, PlannedLoader, PlannedRows, micro_batches
-from datamodules.text import evaluation_batches
+from datamodules.plan import BatchPlan, PlannedLoader, PlannedRows, evaluation_batches, micro_batches
+from datamodules.selection import SelectedRows
 
 LENGTHS = np.random.Generator(np.random.PCG64(0)).integers(3, 40, size=500)
 
@@ -194,3 +194,70 @@ def test_a_batch_without_rows_is_a_batch():
     batch = collate(np.arange(0))
     assert (batch.num_rows, batch.num_tokens, batch.cu_seqlens.tolist()) == (0, 0, [0])
     assert batch.padded()[0].shape == (0, 0) and batch.to("cpu").num_rows == 0
+
+
+# Of LENGTHS: every third row, the longest drawn twenty times as often as the shortest.
+CHOSEN = np.arange(0, 500, 3)
+DRAWN = SelectedRows(500, CHOSEN, weights=np.where(LENGTHS[CHOSEN] > 20, 20.0, 1.0))
+
+
+def drawn_steps(epoch: int, parts: int = 1, selected: SelectedRows = DRAWN) -> list[list[int]]:
+    plan = BatchPlan(LENGTHS, tokens_per_batch=256, seed=3, parts=parts, selected=selected)
+    return [sorted(np.concatenate(plan.cut(plan.step(epoch, i)))) for i in range(plan.num_steps)]
+
+
+def test_selected_rows_keep_their_ids_and_come_once_an_epoch():
+    rows = [row for step in drawn_steps(1, selected=SelectedRows(500, CHOSEN)) for row in step]
+    assert sorted(rows) == CHOSEN.tolist()
+
+
+def test_no_selection_is_the_plan_that_it_was():
+    plans = [BatchPlan(LENGTHS, 512, 3, selected=selected) for selected in (None, SelectedRows(500))]
+    # Of a run that was begun before rows could be selected: its checkpoints go on.
+    assert [plan.fingerprint for plan in plans] == ["4e0462fe3fb03b18"] * 2
+    assert plans[0].step(2, 5).tolist() == plans[1].step(2, 5).tolist()
+
+
+@pytest.mark.parametrize("epoch", range(6))
+def test_rows_drawn_with_replacement_keep_to_the_budget_of_every_step(epoch):
+    """The rows that are drawn are longer than the others; the epoch has as many tokens all the same."""
+    found = drawn_steps(epoch)
+    tokens = [LENGTHS[step].sum() for step in found]
+    total = LENGTHS[CHOSEN].sum()
+    assert len(found) == len(drawn_steps(0)) == -(-total // 256)
+    assert max(tokens) <= 256 + LENGTHS.max() and total - LENGTHS.max() < sum(tokens) <= total
+    assert {row for step in found for row in step} <= set(CHOSEN)
+    assert np.mean([LENGTHS[row] for step in found for row in step]) > LENGTHS[CHOSEN].mean() + 3
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_rows_drawn_with_replacement_do_not_depend_on_the_parts(parts):
+    assert drawn_steps(2, parts) == drawn_steps(2)
+
+
+def test_every_part_gets_a_row_or_it_is_told():
+    plan = BatchPlan(LENGTHS, tokens_per_batch=256, seed=3, parts=5, selected=DRAWN)
+    for epoch in range(5):
+        for index in range(plan.num_steps):
+            assert all(len(part) for part in plan.cut(plan.step(epoch, index)))
+    with pytest.raises(
+        ValueError, match=r"may hold only \d rows \(the longest has 39 tokens, there are 167 rows\)"
+    ):
+        BatchPlan(LENGTHS, tokens_per_batch=256, seed=3, parts=7, selected=DRAWN)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": CHOSEN[1:]},
+        {"labels": np.zeros(500, dtype=np.int64)},
+        {"weights": np.ones(len(CHOSEN))},
+        {"weights": None},
+    ],
+)
+def test_a_plan_is_named_by_its_rows_their_labels_and_weights(change):
+    fields = {"rows": CHOSEN, "labels": None, "weights": DRAWN.weights, **change}
+    if len(fields["rows"]) < len(CHOSEN):
+        fields["weights"] = fields["weights"][1:]
+    other = BatchPlan(LENGTHS, 256, 3, selected=SelectedRows(500, **fields))
+    assert other.fingerprint != BatchPlan(LENGTHS, 256, 3, selected=DRAWN).fingerprint

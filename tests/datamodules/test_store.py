@@ -10,8 +10,9 @@ from datamodules import cache as cache_module
 from datamodules.cache import written_whole
 from datamodules.corpus import DataError, Row
 from datamodules.encoding import RowEncoder
+from datamodules.plan import evaluation_batches
 from datamodules.store import TokenStore, open_or_build
-from datamodules.text import TextDataModule, TextInput, evaluation_batches
+from datamodules.text import TextDataModule, TextInput
 from datamodules.tokenizers.word import WordTokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -259,7 +259,7 @@ def test_a_users_own_config_and_class(own):
         "model.facts: no such option of Mine (there are: width, rate)",
     ]
     assert told(own, "model=mne") == [
-        "model=mne: there is no model/mne; did you mean mine? (there are: bert, mine, wobert)"
+        "model=mne: there is no model/mne; did you mean mine? (there are: bert, classifier, mine, wobert)"
     ]
 
 
@@ -280,8 +280,11 @@ def test_what_the_technique_needs_the_corpus_must_provide(own):
 
 def test_what_a_corpus_provides_with_an_option(own):
     table = ("model=mine", "data=text", "data.train=my.csv")
-    assert told(own, *table) == ["model=mine: needs label, which data=text provides with data.label="]
+    assert told(own, *table) == []
     assert told(own, *table, "data.label=class") == []
+    assert told(own, *table, "data.label=null") == [
+        "model=mine: needs label, which data=text provides with data.label="
+    ]
     assert told(own, "data=text", "data.train=my.txt") == []
 
 

@@ -22,7 +22,7 @@ def corpus(classes, longer=0):
     }
     total = sum(classes.values())
     listed = [{"name": name, "rows": rows, "share": rows / total} for name, rows in classes.items()]
-    labels = {"classes": listed} if listed else None
+    labels = {"rows": total, "classes": listed} if listed else None
     return {"max_length": 16, "splits": {"train": {**split, "labels": labels}, "val": split}}
 
 

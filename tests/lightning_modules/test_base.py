@@ -20,9 +20,9 @@ LOSSES = (X**2).view(7, 2).mean(1).numpy()
 class Squares(Technique):
     """One weight that stays 1: an ordinary technique on (x, y) batches, which have no `loss_weight`."""
 
-    def __init__(self):
-        super().__init__({"_target_": "torch.optim.SGD", "lr": 1e-12}, None, seed=0)
-        self.weight = nn.Parameter(torch.ones(()))
+    def __init__(self, regularizer=None):
+        super().__init__({"_target_": "torch.optim.SGD", "lr": 1e-12}, None, seed=0, regularizer=regularizer)
+        self.weight = nn.Parameter(torch.ones(1, 1))
         self.mean = MeanMetric()
         self.evaluated = []
 
@@ -39,10 +39,10 @@ class Squares(Technique):
         return {f"{split}/mean": value}
 
 
-class Penalised(Squares):
+class Parts(Squares):
     def training_step(self, batch, batch_idx):
-        loss = ((self.weight * batch[0]) ** 2).mean()
-        return self.step_loss(loss + 1, batch, loss=loss, objective=loss + 1)
+        losses = ((self.weight * batch[0]) ** 2).squeeze(1)
+        return self.step_loss(losses, batch, half=losses.mean() / 2)
 
 
 class Stop(pl.Callback):
@@ -97,10 +97,18 @@ def test_the_step_that_ends_a_training_logs_its_own_loss(tmp_path):
     np.testing.assert_allclose([loss for _, loss in logged], LOSSES[1:3], rtol=1e-6)
 
 
-def test_what_is_minimised_may_be_another_loss_than_the_one_that_is_compared(tmp_path):
-    logged, metrics, _ = train(tmp_path, Penalised())
+def test_the_loss_of_the_data_is_logged_beside_what_is_minimised(tmp_path):
+    l2 = {"_target_": "lightning_modules.regularizers.l2.L2", "weight": 2.0}
+    logged, metrics, _ = train(tmp_path, Squares({"l2": l2}))
     np.testing.assert_allclose([loss for _, loss in logged], [*LOSSES, *LOSSES], rtol=1e-6)
     assert metrics["train/objective"] == pytest.approx(LOSSES[6] + 1)
+
+
+def test_a_technique_may_log_parts_of_its_loss(tmp_path):
+    _, metrics, _ = train(tmp_path, Parts())
+    assert metrics["train/half"] == pytest.approx(LOSSES[6] / 2)
+    assert metrics["train/loss"] == pytest.approx(LOSSES[6])
+    assert "train/objective" not in metrics
 
 
 def test_a_batch_without_rows_is_not_evaluated():

@@ -60,7 +60,7 @@ def stored(folder, kind="bert"):
 def expanded(folder, tokenizer, new_rows="mean"):
     network = TextEncoder(init_from=str(folder))
     rows = row_sources(str(folder), tokenizer, new_rows)
-    network.build(tokenizer.vocab_size, tokenizer.pad_id, rows)
+    network.build({"vocab_size": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}, rows)
     return network.eval()
 
 
@@ -147,14 +147,14 @@ def test_padding_that_would_move_is_refused(tmp_path):
     network = TextEncoder(init_from=str(tmp_path))
     rows = RowSources(np.array([1, 0]), np.array([1, 1]))
     with pytest.raises(ValueError, match="its padding has id 1, which would become 0; .*simplify=false"):
-        network.build(2, 0, rows)
+        network.build({"vocab_size": 2, "pad_id": 0}, rows)
 
 
 def test_weights_smaller_than_the_vocabulary_beside_them_are_refused(tmp_path):
     stored(tmp_path)
     rows = RowSources(np.array([0, 99]), np.array([1, 1]))
     with pytest.raises(ValueError, match=rf"names id 99, its weights have {len(VOCAB)} rows"):
-        TextEncoder(init_from=str(tmp_path)).build(2, 0, rows)
+        TextEncoder(init_from=str(tmp_path)).build({"vocab_size": 2, "pad_id": 0}, rows)
 
 
 # ---- the command

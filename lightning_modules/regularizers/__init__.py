@@ -1,0 +1,1 @@
+"""Regularisers, one file a formula; they go with every technique."""
