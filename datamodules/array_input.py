@@ -53,6 +53,11 @@ class ArrayInput:
             raise DataError(f"{path}: several arrays, where a .npy file of {needed} is needed")
         if values.dtype.kind not in "fiub":
             raise DataError(f"{path}: holds {values.dtype}, where {needed} are needed")
+        if len(self.shape) == 3 and values.dtype.kind != "f":
+            raise DataError(
+                f"{path}: holds {values.dtype}, where images are numbers from 0 to 1; of bytes save "
+                "(values / 255).astype('float32')"
+            )
         if values.shape[1:] != self.shape:
             one = "; a single row is saved as values[None]" if values.shape == self.shape else ""
             raise DataError(f"{path}: has the shape {list(values.shape)}, where {needed} are needed{one}")

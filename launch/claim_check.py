@@ -57,10 +57,15 @@ def find_mistakes(loader: ConfigLoader, config: DictConfig, told: list[str]) -> 
         # The runs are not there yet.
         of_run = tuple(f"{key_of(override)}{end}" for override in steps[name].of_run for end in "=:")
         for sweep in sweeps:
-            overrides = typed.of_job(sweep.arguments)
+            overrides = typed.of_job([_of_one_seed(override) for override in sweep.arguments])
             found = check_command_line(loader, config.hydra.job.config_name, overrides, multirun=True)
             lines += [f"step {name}: {line}" for line in found if not line.startswith((*of_run, *told))]
     return told + list(dict.fromkeys(lines))
+
+
+def _of_one_seed(override: str) -> str:
+    """`seed=1` for `seed=1,2,3`, whose jobs make the same mistakes: a check of one of them is enough."""
+    return override.partition(",")[0] if re.fullmatch(r"seed=\d+(,\d+)+", override) else override
 
 
 def _misfits(node: dict[str, Any]) -> list[str]:

@@ -89,19 +89,20 @@ def _need(run: Path, name: str, checkpoint: Path) -> None:
 
 def _build(node: dict[str, Any], trusted: str, typed: Mapping[str, Any]) -> pl.LightningModule:
     target = node["_target_"]
-    changeable = class_attribute(found, "evaluation_options") if (found := locate(target)) else None
-    node = node | {name: value for name, value in typed.items() if name in (changeable or ())}
-    if target == trusted and not target.startswith(ALLOWED):
-        module, _, name = target.rpartition(".")
-        options = {key: value for key, value in node.items() if key != "_target_"}
-        model = getattr(importlib.import_module(module), name)(**options)
-    elif target.startswith(ALLOWED):
-        model = build(node)
-    else:
+    if target != trusted and not target.startswith(ALLOWED):
         raise DataError(
             f"ckpt_path: was written by {target}, which is not of this project; if it is yours, add its "
             "model=NAME (and --config-dir) to the command"
         )
+    found = locate(target)
+    changeable = (class_attribute(found, "evaluation_options") if found else None) or ()
+    node = node | {name: value for name, value in typed.items() if name in changeable}
+    if target.startswith(ALLOWED):
+        model = build(node)
+    else:
+        module, _, name = target.rpartition(".")
+        options = {key: value for key, value in node.items() if key != "_target_"}
+        model = getattr(importlib.import_module(module), name)(**options)
     model.configure_model()
     return model
 

@@ -16,6 +16,10 @@ DATA = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
 FILES = {
     "poems.txt": [f"床前明月光，疑是地上霜{number}。" for number in range(300)],
     "my.csv": ["text,label", *(f"很好用{number},{'好坏'[number % 2]}评" for number in range(300))],
+    "tagged.jsonl": [
+        {"text": f"第{number}条", "tags": ["军事"] * (number % 2) + ["体育"] * (number % 3 == 0)}
+        for number in range(300)
+    ],
     "train.jsonl": [{"content": f"第{number}条", "category": "ab"[number % 2]} for number in range(300)],
     "dev.jsonl": [{"content": f"另{number}条", "category": "ab"[number % 2]} for number in range(100)],
     "pairs.csv": ["question,answer,same", *(f"问{number},答{number},{number % 2}" for number in range(300))],

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 QUOTES = "a text with spaces, quotes, brackets or letters that are not ASCII needs quotes"
 OPTIONS_OF_WOBERT = (
     "backbone, optimizer, scheduler, init_from, expand_vocabulary, new_rows, mask_rate, mask_token_rate, "
-    "random_token_rate, whole_word_masking, mask_special_tokens, attention, seed"
+    "random_token_rate, whole_word_masking, mask_special_tokens, attention, seed, regularizer"
 )
 PRECISIONS = "one of 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true, bf16, 16, 32, 64"
 
@@ -30,11 +30,11 @@ MISTAKES = [
     ("modle=wobert", ["modle: no such option; did you mean model?"]),
     (
         "model=wobret",
-        ["model=wobret: there is no model/wobret; did you mean wobert? (there are: bert, wobert)"],
+        ["model=wobret: there is no model/wobret; did you mean wobert? (there are: bert, classifier, wobert)"],
     ),
     (
         "model/backbone=huge",
-        ["model/backbone=huge: there is no model/backbone/huge (there are: base, small, tiny)"],
+        ["model/backbone=huge: there is no model/backbone/huge (there are: base, cnn, image, mlp, small, text, tiny, vector)"],
     ),
     (
         "callbacks=[default,earlystopping]",
@@ -45,11 +45,11 @@ MISTAKES = [
     ),
     (
         "model=wobert model/loss=focal",
-        ["model=wobert has no group loss (its groups: backbone, optimizer, scheduler)"],
+        ["model=wobert has no group loss; these have it: model=classifier"],
     ),
     (
         "+model/loss=focal",
-        ["model/loss: model=wobert has no group loss (there are: backbone, optimizer, scheduler)"],
+        [f"model.loss: no such option of WoBERT (there are: {OPTIONS_OF_WOBERT})"],
     ),
     ("model/optimiser=adamw", ["model=wobert has no group optimiser; did you mean optimizer?"]),
     ("backbone=tiny", ["backbone: no such option; did you mean model/backbone=tiny?"]),
@@ -91,9 +91,9 @@ MISTAKES = [
     ("=3", ["=3: the name before = is missing"]),
     (["data", "=", "clue"], ["data = clue: type it without spaces: data=clue"]),
     (["seed=", "3"], ["seed= 3: type it without spaces: seed=3"]),
-    ("model=", ["model=: has no value (there are: bert, wobert)"]),
+    ("model=", ["model=: has no value (there are: bert, classifier, wobert)"]),
     ("trainer.devices=", ['trainer.devices=: has no value; null is none, "" an empty text']),
-    ("model=null", ["model=null: must be the name of a choice (there are: bert, wobert)"]),
+    ("model=null", ["model=null: must be the name of a choice (there are: bert, classifier, wobert)"]),
     (["data.split=[0.8,0.2"], ["data.split=[0.8,0.2: [ is not closed; type 'data.split=[0.8,0.2]'"]),
     (
         ["predict.input=[今天[MASK]很好]"],
@@ -299,7 +299,7 @@ MISTAKES = [
         "model.mask_rat=.1 model/loss=focal +data.max_len=3 seed=x model.optimizer.lr=0",
         [
             "model.mask_rat: no such option; did you mean mask_rate?",
-            "model=wobert has no group loss (its groups: backbone, optimizer, scheduler)",
+            "model=wobert has no group loss; these have it: model=classifier",
             "seed=x: must be a whole number",
             "model.optimizer.lr=0: must be > 0",
             "data.max_len: no such option of CLUE; did you mean max_length?",
@@ -316,7 +316,7 @@ SWEEPS = [
         "model=wobert,brt seed=x",
         [
             "seed=x: must be a whole number",
-            "model=brt: there is no model/brt; did you mean bert? (there are: bert, wobert)  [job model=brt]",
+            "model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, wobert)  [job model=brt]",
         ],
     ),
 ]

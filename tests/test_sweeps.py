@@ -326,7 +326,7 @@ MISTAKES = [
     ),
     (
         "model=bert,brt",
-        ["model=brt: there is no model/brt; did you mean bert? (there are: bert, wobert)"],
+        ["model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, wobert)"],
     ),
     (
         "stage=choice(fit,vocabulary) ckpt_path=last",

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from real_data import needs_real_data, real
 
-from datamodules.clue import CLUE, TASKS
+from datamodules.clue import CLUE, TASKS, check_submission, submission_line
 from datamodules.corpus import DataError, Row
 
 TNEWS = list(TASKS["tnews"].ids)
@@ -424,6 +424,84 @@ def test_every_folders_labels_file_counts(root, tmp_path):
     first = corpus.fingerprint("train")
     write(tmp_path / "other/labels.json", named)
     assert corpus.fingerprint("train") != first
+
+
+# Files of predictions for CLUE's site
+
+CHARACTERS = {"_target_": "datamodules.tokenizers.char.CharTokenizer", "min_count": 1}
+
+
+@pytest.mark.parametrize("task, ids", [("tnews", TNEWS), ("iflytek", [str(index) for index in range(119)])])
+def test_facts_name_the_task_and_its_official_labels(root, task, ids):
+    corpus = CLUE(task=task, source=str(root), cache_dir=str(root / "cache"), tokenizer=CHARACTERS)
+    corpus.setup()
+    facts = corpus.facts
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["clue_task"] == task and facts["label_ids"] == ids
+    assert len(facts["label_names"]) == len(ids) and facts["multi_label"] is False
+
+
+def test_other_numbers_of_labels_are_no_official_ones(tmp_path):
+    for name in ("train", "dev"):
+        write(tmp_path / f"tnews/{name}.json", labelled("0", "1", "2"))
+    write(tmp_path / "tnews/labels.json", REINDEXED)
+    corpus = CLUE(source=str(tmp_path), cache_dir=str(tmp_path / "cache"), tokenizer=CHARACTERS)
+    corpus.setup()
+    assert corpus.facts["label_ids"] is None
+    with pytest.raises(
+        DataError, match="numbers tnews's labels in its own way; train on the files that CLUE"
+    ):
+        check_submission(corpus.facts, [0], "test.json")
+
+
+def facts_of(task: str) -> dict:
+    ids = list(TASKS[task].ids)
+    return {"clue_task": task, "label_ids": ids, "label_names": list(TASKS[task].names or ids)}
+
+
+@pytest.mark.parametrize(
+    "task, row_id, label, line",
+    [
+        ("tnews", 0, "news_entertainment", '{"id": 0, "label": "102"}'),
+        ("tnews", 9999, "news_game", '{"id": 9999, "label": "116"}'),
+        ("iflytek", 5, "118", '{"id": 5, "label": "118"}'),
+        ("afqmc", "7", "same", '{"id": 7, "label": "1"}'),
+        ("cmnli", 1, "neutral", '{"id": 1, "label": "neutral"}'),
+        ("ocnli", 2953, "entailment", '{"id": 2953, "label": "entailment"}'),
+        ("csl", 2415, "wrong keywords", '{"id": 2415, "label": "0"}'),
+    ],
+)
+def test_a_line_has_the_official_layout(task, row_id, label, line):
+    assert json.dumps(submission_line(row_id, label, facts_of(task))) == line
+
+
+@pytest.mark.parametrize("task, ids", [("tnews", [0, 1, 2]), ("afqmc", ["0", "1"]), ("csl", [2415, 7, 8])])
+def test_the_ids_of_a_published_test_file(task, ids):
+    check_submission(facts_of(task), ids, "test.json")
+
+
+@pytest.mark.parametrize(
+    "task, ids, said",
+    [
+        ("tnews", [0, None], "test.json, row 2: no id; take the whole test.json of tnews, as published"),
+        ("tnews", ["a"], 'test.json, row 1: the id "a" is no whole number; take the whole'),
+        ("tnews", [True], "row 1: the id true is no whole number"),
+        ("tnews", [0.0], "row 1: the id 0.0 is no whole number"),
+        ("tnews", [1, 2], "row 1: has the id 1, where 0 is due; take the whole"),
+        ("tnews", [0, 2, 1], "row 2: has the id 2, where 1 is due"),
+        ("tnews", [0, 0], "row 2: the id 0 stands on row 1 already"),
+        ("csl", [2415, 7, 2415], "row 3: the id 2415 stands on row 1 already"),
+    ],
+)
+def test_ids_that_are_not_of_a_whole_test_file(task, ids, said):
+    with pytest.raises(DataError) as caught:
+        check_submission(facts_of(task), ids, "test.json")
+    assert said in str(caught.value)
+
+
+def test_a_run_on_another_corpus_makes_no_submission():
+    with pytest.raises(DataError, match="predict.format=clue: the run was not trained on a task of CLUE"):
+        check_submission({"label_names": ["a"]}, [0], "test.json")
 
 
 # Real corpora

@@ -15,6 +15,7 @@ from datamodules.corpus import (
     assign_splits,
     check_split,
     content_key,
+    rarest_labels,
     text_problem,
 )
 from datamodules.files import content_fingerprint, read_jsonl
@@ -222,6 +223,25 @@ def test_equal_texts_stay_on_one_side():
 def test_unlabelled_rows_are_split_too():
     parts = split_rows([Row(str(index)) for index in range(10)], [0.7, 0.3], seed=0)
     assert [len(part) for part in parts] == [7, 3]
+
+
+def test_rows_with_several_labels_are_cut_by_their_rarest():
+    assert rarest_labels([(0, 1), (0,), (), (1, 2, 0), (0, 2), None]).tolist() == [1, 0, -1, 1, 2, -1]
+    assert rarest_labels([2, None, 0]).tolist() == [2, -1, 0]
+
+
+def test_every_label_of_several_is_cut_in_the_fractions():
+    draw = random.Random(0)
+    shares = [0.6, 0.3, 0.1, 0.02]
+    sets = [tuple(c for c, share in enumerate(shares) if draw.random() < share) for _ in range(2000)]
+    keys = np.array([content_key((str(index),)) for index in range(len(sets))], dtype=np.uint64)
+    parts = assign_splits(keys, rarest_labels(sets), [0.8, 0.1, 0.1], seed=1)
+    for label in range(len(shares)):
+        having = np.array([label in one for one in sets])
+        for part, fraction in enumerate((0.8, 0.1, 0.1)):
+            share = (having & (parts == part)).sum() / having.sum()
+            # A cut by chance would miss the rarest, of which a tenth is four rows, by half.
+            assert share == pytest.approx(fraction, abs=0.03)
 
 
 def test_too_few_texts_to_split():

@@ -166,6 +166,30 @@ def test_unlabelled_rows_contradict_nobody(tmp_path):
     assert labels["contradictory"] == {"rows": 0, "texts": 0, "first": []}
 
 
+def test_several_labels_a_row_are_counted_each(tmp_path):
+    sets = [(0, 1), (0,), (), (0, 1), (1,)]
+    rows = [Row(text, label) for text, label in zip("天天地玄玄", sets, strict=True)]
+    corpus = Listed(tmp_path, names=NAMES, train=rows, test=[Row("黄")])
+    corpus.multi_label = True
+    facts = inspect_corpus(corpus)
+    labels = facts["splits"]["train"]["labels"]
+    assert json.loads(json.dumps(facts)) == facts and facts["splits"]["test"]["labels"] is None
+    assert (labels["rows"], labels["without"]) == (5, 1)
+    assert labels["labels_a_row"] == {"mean": 6 / 5, "max": 2}
+    assert [(one["rows"], one["share"]) for one in labels["classes"]] == [(3, 0.6), (3, 0.6), (0, 0.0)]
+    assert labels["contradictory"]["texts"] == 2 and labels["contradictory"]["rows"] == 4
+    assert [one["labels"] for one in labels["contradictory"]["first"]] == [
+        {"自然 | 人文": 1, "自然": 1},
+        {"自然 | 人文": 1, "人文": 1},
+    ]
+    assert [row["label"] for row in facts["splits"]["train"]["examples"]["first"]] == [
+        "自然 | 人文", "自然", "(none)",
+    ]  # fmt: skip
+    lines = [line.split() for line in report(facts)]
+    assert ["labels", "a", "row,", "mean", "(max)", "1.2", "(2)", "-"] in lines
+    assert ["自然", "3", "(60.0%)"] in lines
+
+
 def test_a_corpus_without_labels_has_none(tmp_path):
     facts = inspected(tmp_path, train=[Row("天"), Row("地")], val=[Row("天")])
     assert [split["labels"] for split in facts["splits"].values()] == [None, None]

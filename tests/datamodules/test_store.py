@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from datamodules import cache as cache_module
 from datamodules.cache import written_whole
@@ -138,6 +139,72 @@ def test_evaluation_sees_every_row_once(world_size):
     assert len(batches) >= world_size
 
 
+SETS = [(0, 2), (), (1,), (0, 1, 2)]
+
+
+def build_sets(directory, tokenizer, sets, classes=3) -> TokenStore:
+    rows = [Row(text, label) for text, label in zip(TEXTS, sets, strict=False)]
+    return open_or_build(directory, rows, RowEncoder(tokenizer, 12, multi_label_classes=classes), "val split")
+
+
+def test_several_labels_of_a_row_are_a_truth_value_for_each_class(tmp_path, tokenizer):
+    store = build_sets(tmp_path / "store", tokenizer, SETS)
+    batch = store.batch(np.array([3, 1, 0]))
+    assert batch.labels.dtype == torch.bool
+    assert batch.labels.int().tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 1]]
+    assert store.labels.tolist() == [0, 2, 1, 0, 1, 2] and store.label_offsets.tolist() == [0, 2, 2, 3, 6]
+    assert len(store) == 4 and store.facts["labelled_rows"] == 4
+    assert store.batch(np.array([], dtype=np.int64)).labels.shape == (0, 3)
+    again = pickle.loads(pickle.dumps(store))
+    assert again.labels_of(np.arange(4)).tolist() == store.labels_of(np.arange(4)).tolist()
+
+
+def test_one_label_a_row_stays_a_number(tmp_path, tokenizer):
+    store = build(tmp_path / "store", tokenizer, [Row("今天", 1), Row("天气"), Row("公园", 0)])
+    assert store.labels.tolist() == [1, -1, 0] and store.label_offsets is None
+    assert store.batch(np.arange(3)).labels.tolist() == [1, -1, 0]
+    assert store.facts["labelled_rows"] == 2
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_split_without_any_label_gives_none(tmp_path, tokenizer, classes):
+    rows = [Row(text) for text in TEXTS]
+    store = open_or_build(
+        tmp_path / "s", rows, RowEncoder(tokenizer, 12, multi_label_classes=classes), "test"
+    )
+    assert store.facts["labelled_rows"] == 0 and store.batch(np.arange(2)).labels is None
+
+
+def test_rows_of_one_split_are_all_labelled_or_none(tmp_path, tokenizer):
+    with pytest.raises(
+        DataError, match=r"val split: 3 of 4 rows are labelled; with several labels a row all rows"
+    ):
+        build_sets(tmp_path / "cache" / "store", tokenizer, [(0,), None, (), (1,)])
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("classes, label", [(None, (0, 1)), (3, 0)])
+def test_labels_of_another_kind_than_the_corpus_says_are_refused(tmp_path, tokenizer, classes, label):
+    with pytest.raises(DataError, match="of a row is not .*, as multi_label="):
+        build_sets(tmp_path / "store", tokenizer, [label], classes)
+
+
+@pytest.mark.parametrize(
+    "name, values, what",
+    [
+        ("labels", np.array([0, 2, 1, 0, 1, 3], np.int32), "its labels are not all below 3"),
+        ("labels", np.array([0, 2, 1, 0, 1, -1], np.int32), "its labels are not all below 3"),
+        ("label_offsets", np.array([0, 3, 2, 3, 6]), "its label offsets are not those of its labels"),
+        ("label_offsets", np.array([0, 2, 2, 3, 5]), "its label offsets are not those of its labels"),
+    ],
+)
+def test_damaged_sets_of_labels_are_named(tmp_path, tokenizer, name, values, what):
+    directory = build_sets(tmp_path / "store", tokenizer, SETS).directory
+    (directory / name).write_bytes(values.tobytes())
+    with pytest.raises(DataError, match=rf"store is damaged \({what}\); delete that directory"):
+        TokenStore(directory)
+
+
 class Poems(TextDataModule):
     """A corpus in memory that counts how often it is read."""
 
@@ -213,6 +280,18 @@ def test_texts_of_a_prediction_are_prepared_like_rows(tmp_path, tokenizer):
     stored = store.batch(np.arange(4))
     assert batch.input_ids.tolist() == stored.input_ids.tolist()
     assert batch.word_ids.tolist() == stored.word_ids.tolist()
+
+
+def test_pairs_of_a_prediction_are_prepared_like_rows(tmp_path, tokenizer):
+    pairs = [("今天天气", "很好"), ("公园", "去玩")]
+    inputs = TextInput(tokenizer, 12)
+    stored = build(tmp_path / "store", tokenizer, [Row(pair) for pair in pairs]).batch(np.arange(2))
+    batch = inputs.encode(pairs)
+    assert batch.input_ids.tolist() == stored.input_ids.tolist()
+    assert batch.segment_ids.tolist() == stored.segment_ids.tolist() and batch.segment_ids.any()
+    assert inputs.shown("今天") == {"text": "今天"}
+    assert inputs.shown(pairs[0]) == {"text": "今天天气", "text_pair": "很好"}
+    assert inputs.shown(("一", "二", "三")) == {"text": ["一", "二", "三"]}
 
 
 def test_max_length_must_hold_a_text():

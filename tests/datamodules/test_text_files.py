@@ -5,6 +5,9 @@ import logging
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from real_data import REAL_DATA, needs_real_data
 
@@ -143,6 +146,135 @@ def test_a_label_that_training_does_not_have(tmp_path):
     assert rows(tolerant, "val") == [Row("四", 0)] and tolerant.left_out["val"] == {"bad rows": 1}
 
 
+# Several labels a row
+
+
+def tags(corpus: TextFiles, split: str = "train") -> list:
+    return [
+        None if row.label is None else [corpus.label_names[label] for label in row.label]
+        for row in rows(corpus, split)
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, lines, options",
+    [
+        ("a.jsonl", [["军事", "体育"], [], ["财经"]], {}),
+        ("a.jsonl", ["体育|军事", "", "财经"], {}),
+        ("a.csv", ["体育|军事", "", "财经"], {}),
+        ("a.tsv", ["体育 | 军事", "", "财经"], {}),
+        ("a.csv", ["体育/军事", "", "财经"], {"label_separator": "/"}),
+    ],
+)
+def test_several_labels_a_row(tmp_path, name, lines, options):
+    if name.endswith("jsonl"):
+        lines = [{"text": f"文{n}", "label": line} for n, line in enumerate(lines)]
+    else:
+        mark = "\t" if name.endswith("tsv") else ","
+        lines = [f"text{mark}label", *(f"文{n}{mark}{line}" for n, line in enumerate(lines))]
+    path = write(tmp_path / name, lines)
+    corpus = TextFiles(train=path, val=path, label="label", multi_label=True, **options)
+    assert corpus.label_names == sorted(["军事", "体育", "财经"])
+    assert tags(corpus) == [["体育", "军事"], [], ["财经"]]
+    assert all(list(row.label) == sorted(row.label) for row in rows(corpus))
+
+
+def test_several_labels_of_a_parquet_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = {"text": ["一", "二", "三"], "label": [[1, 3], [], [2]]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    corpus = TextFiles(train=str(path), val=str(path), label="label", multi_label=True)
+    assert corpus.label_names == ["1", "2", "3"] and tags(corpus) == [["1", "3"], [], ["2"]]
+    named = TextFiles(
+        train=str(path), val=str(path), label="label", multi_label=True, labels=["a", "b", "c", "d"]
+    )
+    assert tags(named) == [["b", "d"], [], ["c"]]
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (None, "label: no list of labels but NoneType null; of a row of no class it is empty"),
+        (3, "label: no list of labels but int 3; of a row of no class it is empty"),
+        ({"x": 1}, 'label: no list of labels but dict {"x": 1}; of a row of no class it is empty'),
+        (["x", None], 'label: an empty label in list ["x", null]'),
+        ("x||y", 'label: an empty label in str "x||y"'),
+        (["x", ["y"]], 'label: no text but list ["y"]'),
+        (["x", "y", "x"], "label: has a label twice: x"),
+        ("x|x", "label: has a label twice: x"),
+        (["x", "z"], 'label: unknown label str "z"; data.labels: x, y'),
+        ([0, "x"], "label: has a label twice: x"),
+    ],
+)
+def test_labels_of_a_row_that_cannot_be_used(tmp_path, value, said):
+    lines = [{"text": "一", "label": ["x"]}, {"text": "二", "label": value}, {"text": "三", "label": []}]
+    path = write(tmp_path / "a.jsonl", lines)
+    options = {"train": path, "val": path, "label": "label", "multi_label": True, "labels": ["x", "y"]}
+    with pytest.raises(DataError) as caught:
+        rows(TextFiles(**options))
+    assert f"a.jsonl, line 2: {said}\n" in str(caught.value)
+    assert tags(TextFiles(**options, max_bad_rows=1)) == [["x"], []]
+
+
+def test_test_rows_need_no_labels_and_empty_ones_are_of_no_class(tmp_path):
+    train = write(tmp_path / "a.jsonl", [{"text": "一", "label": ["x"]}, {"text": "二", "label": []}])
+    secret = write(tmp_path / "b.csv", ["text", "三"])
+    told = write(tmp_path / "c.csv", ["text,label", "三,", "四,x"])
+    options = {"train": train, "val": train, "label": "label", "multi_label": True}
+    assert tags(TextFiles(test=secret, **options), "test") == [None]
+    assert tags(TextFiles(test=told, **options), "test") == [[], ["x"]]
+
+
+def test_files_without_a_single_label_are_told(tmp_path):
+    path = write(tmp_path / "a.csv", ["text,label", "一,", "二,"])
+    with pytest.raises(DataError, match="a.csv: not one label; label is empty in every row"):
+        TextFiles(train=path, val=path, label="label", multi_label=True).label_names  # noqa: B018
+
+
+def test_lists_without_multi_label_are_told_how_to_be_read(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "一", "label": ["x"]}, {"text": "二", "label": "y"}])
+    with pytest.raises(DataError, match=r"several labels a row are read with data\.multi_label=true"):
+        rows(TextFiles(train=path, val=path, label="label"))
+
+
+def test_how_labels_are_written_is_part_of_the_fingerprint(tmp_path):
+    path = write(tmp_path / "a.csv", ["text,label", "一,x|y", "二,y/x"])
+    options = {"train": path, "val": path, "label": "label", "cache_dir": str(tmp_path / "cache")}
+    corpora = [
+        TextFiles(**options),
+        TextFiles(multi_label=True, **options),
+        TextFiles(multi_label=True, label_separator="/", **options),
+    ]
+    assert len({tuple(corpus.label_names) for corpus in corpora}) == 3
+    assert len({corpus.fingerprint("train") for corpus in corpora}) == 3
+
+
+def test_a_cut_file_with_several_labels_a_row(tmp_path):
+    lines = [{"text": f"文{n}", "label": ["common"] * (n % 2) + ["rare"] * (n % 20 == 0)} for n in range(200)]
+    path = write(tmp_path / "a.jsonl", lines)
+    corpus = TextFiles(train=path, label="label", multi_label=True, split=[0.8, 0.1, 0.1])
+    counts = {
+        split: Counter(label for row in tags(corpus, split) for label in row)
+        for split in ("train", "val", "test")
+    }
+    assert counts == {
+        "train": {"common": 80, "rare": 8}, "val": {"common": 10, "rare": 1}, "test": {"common": 10, "rare": 1},
+    }  # fmt: skip
+
+
+def test_batches_of_several_labels_a_row(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl", [{"text": "天地天地", "label": ["x", "y"]}, {"text": "玄黄", "label": []}]
+    )
+    corpus = TextFiles(
+        train=path, val=path, label="label", multi_label=True, labels=["x", "y", "z"], cache_dir=str(tmp_path),
+        tokenizer={"_target_": "datamodules.tokenizers.char.CharTokenizer"},
+    )  # fmt: skip
+    corpus.setup()
+    assert corpus.facts["multi_label"] and corpus.facts["class_counts"] == [1, 1, 0]
+    assert corpus.stores["val"].batch(np.arange(2)).labels.tolist() == [[True, True, False], [False] * 3]
+
+
 # Where rows come from
 
 
@@ -225,6 +357,15 @@ def test_training_texts_that_stand_in_val_are_counted(tmp_path, caplog):
         ({"labels": ["a"]}, "labels=['a']: name the column that holds them: data.label=NAME"),
         ({"label": "label", "labels": ["a", "a"]}, "names a class twice"),
         ({"label": 1}, "data.text=text data.label=1: name all columns, or number all of them"),
+        ({"multi_label": True}, "multi_label=true: name the column that holds the labels: data.label=NAME"),
+        (
+            {"label": "label", "label_separator": ","},
+            "label_separator=,: is used with data.multi_label=true only",
+        ),
+        (
+            {"label": "label", "multi_label": True, "label_separator": " "},
+            "label_separator=' ': must be one or more",
+        ),
         ({"format": "xml"}, "format=xml: must be one of txt, json, csv, tsv, parquet"),
         ({"long_texts": "fold"}, "long_texts=fold: must be one of cut, split"),
         ({"label": "label", "long_texts": "split"}, "long_texts=split: is for plain texts"),

@@ -288,6 +288,20 @@ def test_what_a_corpus_provides_with_an_option(own):
     assert told(own, "data=text", "data.train=my.txt") == []
 
 
+@pytest.mark.parametrize(
+    "target, column",
+    [
+        ("lightning_modules.classifier.Classifier", "label"),
+        ("lightning_modules.wobert.WoBERT", None),
+        ("lightning_modules.nothing.Nothing", None),
+    ],
+)
+def test_a_usual_column_is_read_where_the_technique_needs_it(target, column):
+    register_resolvers()
+    config = OmegaConf.create({"model": {"_target_": target}, "data": {"label": "${if_needed:label}"}})
+    assert config.data.label == column
+
+
 def test_a_preset_without_its_package_line(own):
     (own / "experiment").mkdir()
     (own / "experiment" / "x.yaml").write_text("seed: 3\n")
