@@ -177,12 +177,14 @@ class Technique(pl.LightningModule):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 by_kind[self.lr_factor(name), parameter.ndim > 1].append(parameter)
+        # As the optimiser has it, also where it is not typed.
+        rate = build(self.optimizer_options, [nn.Parameter(torch.zeros(()))]).defaults["lr"]
         groups = []
         for factor, decays in sorted(by_kind, reverse=True):
             name, options = kinds[decays]
             group = {"params": by_kind[factor, decays], "name": name, **options}
             if factor != 1:
-                group |= {"name": f"{name}_x{factor:.3g}", "lr": self.optimizer_options["lr"] * factor}
+                group |= {"name": f"{name}_x{factor:.3g}", "lr": rate * factor}
             groups.append(group)
         return groups
 
@@ -273,9 +275,10 @@ class Technique(pl.LightningModule):
                     parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
                 added = added + value
         self._regularized = added.detach()
-        if self.trainer.global_step == 0:
+        if self.transforms and self.trainer.global_step == 0:
+            first = self.trainer.strategy.reduce(self._sums["loss"] / self._micro_batches, reduce_op="mean")
             for name, transform in self.transforms.items():
-                if warning := transform.first_step(float(self._sums["loss"] / self._micro_batches)):
+                if warning := transform.first_step(float(first)):
                     log.warning(f"model.regularizer.{name}: {warning}")
 
     def evaluate(self, batch: Any) -> None:
@@ -312,11 +315,20 @@ class Technique(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._sums, self._micro_batches, self._step = {}, 0, self.global_step
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         for name, penalty in self.penalties.items():
             if isinstance(self.trainer.strategy, FSDPStrategy):
                 raise ValueError(
                     f"model.regularizer.{name}: takes the norms of whole weights, and trainer=fsdp has shards of them; "
                     "use trainer=ddp"
+                )
+            if (
+                getattr(self.optimizers().optimizer, "_step_supports_amp_scaling", False)
+                and scaler is not None
+            ):
+                raise ValueError(
+                    f"model.regularizer.{name}: a fused optimiser takes the scale from gradients only when it steps; type "
+                    "model.optimizer.fused=false, or precision=bf16-mixed"
                 )
             self._penalized[name] = penalty.select(self)
         if self.trainer.overfit_batches:

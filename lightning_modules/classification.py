@@ -94,13 +94,7 @@ class EvaluatedRows(Metric):
         """
         logits, labels, row_ids = (dim_zero_cat(getattr(self, name)) for name in self.STATES)
         # Asked of all rows and not of a batch: every rank comes to the same end, and none waits for another.
-        bad_rows = int((~logits.isfinite()).any(1).sum())
-        if bad_rows:
-            raise DataError(
-                f"{bad_rows:,} of {len(logits):,} evaluated rows ({bad_rows / len(logits):.1%}) have logits that are "
-                "NaN or infinite: training has diverged; lower model.optimizer.lr or gradient_clip, and with "
-                "precision=16-mixed or 16-true type precision=bf16-mixed"
-            )
+        check_finite(logits)
         order = row_ids.argsort(stable=True)
         return logits[order], labels[order], row_ids[order]
 
@@ -109,6 +103,17 @@ class EvaluatedRows(Metric):
         super().reset()
         for name, rows in empty.items():
             getattr(self, name).append(rows)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raises DataError where logits [N, C] are NaN or infinite, naming the share of the rows."""
+    bad_rows = int((~logits.isfinite()).any(1).sum())
+    if bad_rows:
+        raise DataError(
+            f"{bad_rows:,} of {len(logits):,} rows ({bad_rows / len(logits):.1%}) have logits that are NaN or infinite: "
+            "training has diverged; lower model.optimizer.lr or gradient_clip, and with precision=16-mixed or 16-true "
+            "type precision=bf16-mixed"
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def single_label_scores(
         ValueError: `class_counts` has not one number for each class.
     """
     _check_counts(probabilities, class_counts)
-    probabilities, labels = probabilities.double().cpu(), labels.cpu()
+    probabilities, labels = probabilities.cpu().double(), labels.cpu()
     confidence, predictions = probabilities.max(1)
     confusion = multiclass_confusion_matrix(
         predictions, labels, probabilities.shape[1], validate_args=False
@@ -207,7 +212,7 @@ def multi_label_scores(
         ValueError: `class_counts` has not one number for each class.
     """
     _check_counts(probabilities, class_counts)
-    probabilities, labels = probabilities.double().cpu(), labels.cpu()
+    probabilities, labels = probabilities.cpu().double(), labels.cpu()
     predictions = probabilities > 0.5
     hits, rows, predicted = (
         decisions.sum(0).numpy() for decisions in (predictions & labels, labels, predictions)

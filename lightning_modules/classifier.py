@@ -21,6 +21,7 @@ from lightning_modules.base import Technique, Usage
 from lightning_modules.classification import (
     EvaluatedRows,
     Scores,
+    check_finite,
     multi_label_scores,
     single_label_scores,
     write_class_table,
@@ -125,8 +126,10 @@ class Classifier(Technique):
             raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
         if not 0 < layerwise_lr_decay <= 1:
             raise ValueError(f"layerwise_lr_decay={layerwise_lr_decay}: must be above 0 and at most 1")
-        if freeze != "all" and not freeze >= 0:
+        if freeze != "all" and not (isinstance(freeze, int) and freeze >= 0):
             raise ValueError(f"freeze={freeze}: must be a number of layers, or all")
+        if freeze == "all" and lora is not None:
+            raise ValueError(f"freeze=all: nothing is left to adapt by lora={lora}; leave out one of them")
         if not 1 <= few_shot <= many_shot:
             raise ValueError(f"few_shot={few_shot}: must be at least 1 and at most many_shot={many_shot}")
         ready = {"backbone": backbone, "loss": loss}
@@ -191,7 +194,7 @@ class Classifier(Technique):
         self.network.build(facts)
         options.network_config = self.network.network_config
         self.network.freeze(options.freeze)
-        counts = torch.tensor(facts["class_counts"])
+        counts = torch.tensor(facts["class_counts"], device="cpu")
         self._prepare_prior(counts)
         layer = CosineLinear if self.loss.cosine_head else nn.Linear
         self.head = layer(self.network.hidden_size, len(counts))
@@ -212,11 +215,21 @@ class Classifier(Technique):
                 f"{len(counts)} classes have no row: {listed(empty)}; take them out of the labels, keep more rows "
                 "(data.limit, data.long_tail), or type model/loss=weighted (several labels a row: bce)"
             )
+        full = counts == facts["num_train_rows"]
+        if facts["multi_label"] and tau and full.any():
+            everywhere = [
+                name for name, is_full in zip(facts["label_names"], full.tolist(), strict=True) if is_full
+            ]
+            raise DataError(
+                f"model.posthoc_tau={tau} takes the odds of each label among the training rows, and every row has "
+                f"{listed(everywhere)}; take them out of the labels"
+            )
+        if tau > 0 and (self.loss.corrects_prior or facts["sampler"] is not None):
+            log.warning(
+                f"model.posthoc_tau={tau}: the training has corrected for rare classes already (its loss or its sampler), "
+                "which is then done twice; type model.posthoc_tau=0"
+            )
         self.loss.prepare(counts, facts["num_train_rows"])
-        share = counts.double() / facts["num_train_rows"]
-        # The offset of a softmax, and of the sigmoid of each label.
-        prior = share.logit() if facts["multi_label"] else share.log()
-        self.register_buffer("log_prior", prior.float(), persistent=False)
 
     def forward(self, batch: Any) -> Tensor:
         """Logits [N, C], in float32 at least."""
@@ -255,7 +268,7 @@ class Classifier(Technique):
         probabilities = self.loss.probabilities(logits, multi_label)
         if not tau:
             return probabilities
-        shift = tau * self.log_prior.to(logits.dtype)
+        shift = tau * self.loss.log_prior(probabilities, multi_label)
         if multi_label:
             return torch.sigmoid(torch.logit(probabilities, eps=torch.finfo(logits.dtype).eps) - shift)
         return torch.softmax(probabilities.clamp_min(torch.finfo(logits.dtype).tiny).log() - shift, dim=1)
@@ -275,7 +288,9 @@ class Classifier(Technique):
             inputs: makes a batch of them, see `TextInput` and `ArrayInput`.
         """
         names, multi_label = self.hparams.facts["label_names"], self.hparams.facts["multi_label"]
-        probabilities = self.probabilities(self(inputs.encode(texts).to(self.device)))
+        logits = self(inputs.encode(texts).to(self.device))
+        check_finite(logits)
+        probabilities = self.probabilities(logits)
         best = probabilities.topk(min(SHOWN_CLASSES, len(names)), dim=1)
         results = []
         for row, scores, classes in zip(

@@ -27,6 +27,7 @@ from lightning_modules.base import Technique, Usage
 from lightning_modules.masking import Masking
 from lightning_modules.networks.text_encoder import TextEncoder
 from lightning_modules.pictures import plot_token_accuracy
+from lightning_modules.precision import keeping_dtype
 
 PLOTTED_TOKENS = 30
 USAGE = Usage(
@@ -296,7 +297,7 @@ class MaskedLMScores(Metric):
 
     def _apply(self, function: Callable[[Tensor], Tensor], *arguments: Any) -> Metric:
         # precision=bf16-true converts all that a model holds, and a sum in bf16 soon stops to grow.
-        return super()._apply(lambda tensor: function(tensor).to(tensor.dtype), *arguments)
+        return super()._apply(keeping_dtype(function), *arguments)
 
     def update(self, logits: Tensor, targets: Tensor, char_counts: Tensor) -> None:
         """Add K targets: logits [K, vocab_size], ids [K], original characters each covers [K]."""

@@ -31,7 +31,8 @@ class ClassificationLoss(nn.Module):
         cosine_head: its logits are cosines, of -1 .. 1.
 
     Attributes:
-        class_counts: int64 [C], training rows of each class; whole numbers, which no cast to half precision rounds.
+        class_counts: int64 [C], training rows of each class. No buffer: neither a cast of the module nor an average of its
+            weights may change it.
         num_rows: training rows; None: each has one label.
         progress: share of the run that is done, set before every step.
     """
@@ -43,11 +44,9 @@ class ClassificationLoss(nn.Module):
     per_example: bool = True
     cosine_head: bool = False
 
-    class_counts: Tensor | None
-
     def __init__(self):
         super().__init__()
-        self.register_buffer("class_counts", None, persistent=False)
+        self.class_counts: Tensor | None = None
         self.num_rows: int | None = None
         self.progress = 0.0
 
@@ -61,7 +60,7 @@ class ClassificationLoss(nn.Module):
         Raises:
             ValueError: the formula is not defined for such counts.
         """
-        self.register_buffer("class_counts", class_counts.long(), persistent=False)
+        self.class_counts = class_counts.long().cpu()
         self.num_rows = num_rows
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -82,6 +81,17 @@ class ClassificationLoss(nn.Module):
         """[N, C], what a decision is made by: softmax, or the sigmoid of each label."""
         logits = in_full(logits)
         return logits.sigmoid() if multi_label else logits.softmax(1)
+
+    def counts(self, logits: Tensor) -> Tensor:
+        """[C], training rows of each class, with device and dtype of the logits."""
+        return self.class_counts.to(logits)
+
+    def log_prior(self, logits: Tensor, multi_label: bool) -> Tensor:
+        """[C], what the training rows say of a class before its row is seen, with device and dtype of the logits: the
+        logarithm of its share; of several labels a row, of the odds of each."""
+        counts = self.counts(logits)
+        share = counts / (self.num_rows or counts.sum())
+        return share.logit() if multi_label else share.log()
 
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         name = f"model.loss={type(self).__module__.rpartition('.')[2]}"

@@ -37,7 +37,7 @@ class BCE(ClassificationLoss):
     def formula(self, logits: Tensor, labels: Tensor) -> Tensor:
         weight = 1.0
         if self.pos_weight == "balanced":
-            counts = self.class_counts.to(logits.dtype)
+            counts = self.counts(logits)
             weight = ((self.num_rows or counts.sum()) - counts) / counts.clamp(min=1)
         y = targets(logits, labels)
         return -torch.where(y, weight * F.logsigmoid(logits), F.logsigmoid(-logits))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.losses.base import ClassificationLoss, log_odds, targets
+from lightning_modules.precision import keeping_dtype
 
 
 class F1Weighted(ClassificationLoss):
@@ -53,7 +55,11 @@ class F1Weighted(ClassificationLoss):
         super().prepare(class_counts, num_rows)
         if self.ema:
             # In checkpoints: a run that goes on weighs as if it had never stopped.
-            self.register_buffer("sums", torch.zeros(2, len(class_counts)))
+            self.register_buffer("sums", torch.zeros(2, len(class_counts), dtype=torch.float32))
+
+    def _apply(self, function: Callable[[Tensor], Tensor], *arguments: Any) -> F1Weighted:
+        # In bfloat16 the average would stand still.
+        return super()._apply(keeping_dtype(function), *arguments)
 
     def formula(self, logits: Tensor, labels: Tensor) -> Tensor:
         x, y = log_odds(logits, labels), targets(logits, labels)
@@ -66,7 +72,7 @@ class F1Weighted(ClassificationLoss):
         sums = torch.stack([2 * (y * p).sum(0), (y + p).sum(0)])
         if self.ema:
             if self.training:
-                self.sums.copy_(self.ema * self.sums + (1 - self.ema) * sums)
-            sums = self.sums
+                self.sums.lerp_(sums.to(self.sums), 1 - self.ema)
+            sums = self.sums.to(sums)
         shared, both = sums
         return shared / both.clamp(min=torch.finfo(both.dtype).tiny)

@@ -40,6 +40,17 @@ class Focal(ClassificationLoss):
         self.gamma = gamma
         self.alpha = alpha
 
+    def prepare(self, class_counts: Tensor, num_rows: int | None = None) -> None:
+        super().prepare(class_counts, num_rows)
+        if self.alpha is not None and num_rows == class_counts.sum() and len(class_counts) > 2:
+            raise ValueError(self._no_positive(len(class_counts)))
+
+    def _no_positive(self, classes: int) -> str:
+        return (
+            f"alpha={self.alpha}: weighs positives against negatives, and of {classes} classes none is the positive one; "
+            "type model.loss.alpha=null (weights of classes: model/loss=weighted)"
+        )
+
     def formula(self, logits: Tensor, labels: Tensor) -> Tensor:
         x = log_odds_of_truth(logits, labels)
         # As a power of 1 - p the gradient would be infinite at p = 1 for gamma < 1.
@@ -47,9 +58,6 @@ class Focal(ClassificationLoss):
         if self.alpha is None:
             return losses
         if labels.ndim == 1 and logits.shape[1] > 2:
-            raise ValueError(
-                f"alpha={self.alpha}: weighs positives against negatives, and of {logits.shape[1]} classes none is the "
-                "positive one; type model.loss.alpha=null (weights of classes: model/loss=weighted)"
-            )
+            raise ValueError(self._no_positive(logits.shape[1]))
         y = labels.to(losses.dtype)
         return (self.alpha * y + (1 - self.alpha) * (1 - y)) * losses

@@ -59,7 +59,7 @@ class LDAM(ClassificationLoss):
         self.beta = beta
 
     def formula(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        counts = self.class_counts.to(cosines.dtype)
+        counts = self.counts(cosines)
         rarest = counts.masked_fill(counts == 0, float("inf")).min()
         margins = self.max_margin * (rarest / counts.maximum(rarest)) ** 0.25
         logits = self.scale * (cosines - margins * targets(cosines, labels))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,18 +29,19 @@ class LogitAdjustment(ClassificationLoss):
     """
 
     labels = frozenset({"single", "multi"})
-    uses_class_counts = True
-    needs_every_class = True
-    corrects_prior = True
 
     def __init__(self, tau: Annotated[float, "x >= 0"] = 1.0):
         super().__init__()
         if not tau >= 0:
             raise ValueError(f"tau={tau}: must be at least 0")
         self.tau = tau
+        # At 0 there is nothing to adjust, so that a sweep over tau may begin there.
+        self.uses_class_counts = self.needs_every_class = self.corrects_prior = tau > 0
 
     def prepare(self, class_counts: Tensor, num_rows: int | None = None) -> None:
         super().prepare(class_counts, num_rows)
+        if not self.tau:
+            return
         for count, have in ((0, "have no training row"), (num_rows, "stand at every training row")):
             found = (class_counts == count).nonzero().flatten().tolist() if count is not None else []
             if found:
@@ -54,8 +54,8 @@ class LogitAdjustment(ClassificationLoss):
                 )
 
     def formula(self, logits: Tensor, labels: Tensor) -> Tensor:
-        counts = self.class_counts.to(logits.dtype)
-        prior = counts / (self.num_rows or counts.sum())
+        if self.tau:
+            logits = logits + self.tau * self.log_prior(logits, multi_label=labels.ndim == 2)
         if labels.ndim == 1:
-            return F.cross_entropy(logits + self.tau * prior.log(), labels, reduction="none")
-        return -F.logsigmoid(log_odds_of_truth(logits + self.tau * torch.logit(prior), labels))
+            return F.cross_entropy(logits, labels, reduction="none")
+        return -F.logsigmoid(log_odds_of_truth(logits, labels))

@@ -51,7 +51,7 @@ class Weighted(ClassificationLoss):
         self.beta = beta
 
     def formula(self, logits: Tensor, labels: Tensor) -> Tensor:
-        counts = self.class_counts.to(logits.dtype)
+        counts = self.counts(logits)
         if self.by == "inverse_frequency":
             weights = inverse_frequency(counts)
         else:

@@ -28,6 +28,7 @@ from datamodules.tokenizers.base import resolve_pretrained
 from datamodules.tokenizers.expansion import RowSources
 from lightning_modules.networks import attention as unpadded
 from lightning_modules.networks.base import Backbone
+from lightning_modules.precision import in_full
 
 log = logging.getLogger(__name__)
 
@@ -298,15 +299,17 @@ class TextEncoder(Backbone):
             text, _ = batch.padded(is_text)
             highest = padded.masked_fill(~text[:, :, None], -torch.inf).amax(1)
             return highest.masked_fill(~text.any(1, keepdim=True), 0)
-        weight = is_text.to(states.dtype)
+        # A sum of some hundred states, and their number, do not fit in bfloat16.
+        full = in_full(states)
+        weight = is_text.to(full.dtype)
         row = torch.repeat_interleave(
             torch.arange(batch.num_rows, device=states.device),
             batch.cu_seqlens.diff(),
             output_size=batch.num_tokens,
         )
-        total = states.new_zeros(batch.num_rows, states.shape[1]).index_add(0, row, states * weight[:, None])
+        total = full.new_zeros(batch.num_rows, full.shape[1]).index_add(0, row, full * weight[:, None])
         count = weight.new_zeros(batch.num_rows).index_add(0, row, weight)
-        return total / count.clamp(min=1)[:, None]
+        return (total / count.clamp(min=1)[:, None]).to(states.dtype)
 
     def vocabulary_logits(self, states: Tensor) -> Tensor:
         """[K, H] states to [K, vocab_size] logits: pass only the rows that carry a target."""

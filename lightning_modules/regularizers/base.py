@@ -10,6 +10,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+ADAPTER = re.compile(r"\blora_")
+
 
 class LossTransform(nn.Module):
     """A function f of the loss of the data, elementwise and differentiable; evaluation never sees it.
@@ -56,7 +58,7 @@ class Penalty(nn.Module):
 
     def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The weights it acts on, by name, tied ones once: those of linear and convolutional layers. Biases and the gains
-        of norms have one dimension; embeddings are no factor of a product of layers.
+        of norms have one dimension; embeddings, and one of the two factors of an adapter, are no layer's weight.
 
         Raises:
             ValueError: there are none.
@@ -81,4 +83,4 @@ class Penalty(nn.Module):
     def _takes(self, name: str, parameter: nn.Parameter, is_embedding: bool) -> bool:
         if self.include is not None:
             return self.include.search(name) is not None
-        return parameter.ndim > 1 and not is_embedding
+        return parameter.ndim > 1 and not is_embedding and not ADAPTER.search(name)

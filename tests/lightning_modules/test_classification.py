@@ -263,7 +263,7 @@ def test_logits_that_are_no_numbers_are_told_with_the_way_out(value):
     logits = torch.zeros(8, C)
     logits[2, 1] = logits[2, 3] = logits[5, 0] = value
     rows.update(logits, torch.zeros(8, dtype=torch.long), torch.arange(8))
-    with pytest.raises(DataError, match=r"2 of 8 evaluated rows \(25\.0%\).*lower model\.optimizer\.lr"):
+    with pytest.raises(DataError, match=r"2 of 8 rows \(25\.0%\).*lower model\.optimizer\.lr"):
         rows.compute()
 
 
@@ -309,7 +309,7 @@ def test_each_of_two_ranks_has_what_one_has(two_ranks, deal, multi_label):
 
 def test_every_rank_tells_of_the_row_that_one_has(two_ranks):
     first, second = (found["error"] for found in two_ranks)
-    assert first == second and "1 of 1 evaluated rows" in first
+    assert first == second and "1 of 1 rows" in first
 
 
 NAMES = ["财经", 'a "quoted", name', "two\nlines", "体育", "e", "🀄"]

@@ -1,6 +1,8 @@
 """The classifier apart from its runs: what it takes from the corpus' facts, how fast its layers learn, how it decides."""
 
+import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,3 +154,58 @@ def test_a_checkpoint_holds_what_is_needed(tmp_path):
     again.configure_model()
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again.eval()(batch()), model.eval()(batch()))
+
+
+ADJUSTED = node("losses.logit_adjustment", "LogitAdjustment")
+
+
+@pytest.mark.parametrize(
+    "loss, sampler, warned",
+    [
+        (ADJUSTED, "balanced", True),
+        (node("losses.weighted", "Weighted"), "square_root", True),
+        (node("losses.logit_adjustment", "LogitAdjustment", tau=0.0), "balanced", False),
+        (None, "balanced", False),
+        (ADJUSTED, None, False),
+    ],
+)
+def test_a_sampler_beside_a_loss_that_corrects_the_prior_is_told(loss, sampler, warned, caplog):
+    provides = frozenset({"vector", "label"})
+    with caplog.at_level(logging.WARNING):
+        classifier(loss=loss).check_corpus(SimpleNamespace(provides=provides, sampler=sampler))
+    assert (f"data.sampler={sampler}" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    "loss, tau, warned", [(ADJUSTED, 1.0, True), (ADJUSTED, -1.0, False), (None, 1.0, False)]
+)
+def test_an_adjustment_on_top_of_another_is_told(loss, tau, warned, caplog):
+    with caplog.at_level(logging.WARNING):
+        classifier(loss=loss, posthoc_tau=tau)
+    assert ("type model.posthoc_tau=0" in caplog.text) == warned
+
+
+def test_a_label_of_every_row_has_no_odds():
+    with pytest.raises(DataError, match="every row has class 0"):
+        classifier([10, 5], multi_label=True, loss=node("losses.bce", "BCE"), num_rows=10, posthoc_tau=1.0)
+
+
+def test_logits_that_are_no_numbers_are_no_prediction():
+    model = classifier()
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    inputs = SimpleNamespace(encode=lambda rows: batch(len(rows)))
+    with pytest.raises(DataError, match="2 of 2 rows .* training has diverged"):
+        model.predict_classify(["a", "b"], inputs)
+
+
+def test_priors_are_whole_numbers_whatever_the_precision():
+    model = classifier(loss=ADJUSTED).to(torch.bfloat16)
+    prior = torch.tensor(COUNTS, dtype=torch.float64) / 100
+    torch.testing.assert_close(model.loss.log_prior(torch.zeros(3, dtype=torch.float64), False), prior.log())
+
+
+def test_the_learning_rate_need_not_be_typed_to_decay_by_layers():
+    model = classifier(layerwise_lr_decay=0.5)
+    model.optimizer_options = {"_target_": "torch.optim.AdamW"}
+    assert {group.get("lr") for group in model._parameter_groups()} == {None, 5e-4, 2.5e-4}

@@ -105,6 +105,7 @@ class Parts(nn.Module):
         self.out = nn.Linear(4, 7)
         self.out.weight = self.embedding.weight
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.lora_A = nn.Linear(4, 2, bias=False)
 
 
 @pytest.mark.parametrize(
