@@ -64,7 +64,8 @@ def build_datamodule(cfg: DictConfig) -> pl.LightningDataModule:
         evaluated = run_directory(cfg.ckpt_path)
         node = OmegaConf.to_container(node, resolve=True)
         saved = OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml").data)
-        if saved["_target_"] == node["_target_"]:
+        chosen = any(override.startswith("data=") for override in HydraConfig.get().overrides.task)
+        if saved["_target_"] == node["_target_"] or not chosen:
             node = {**saved, **_typed(cfg, "data")}
         if "tokenizer" in node:
             node["tokenizer"] = load_tokenizer(evaluated / TOKENIZER)

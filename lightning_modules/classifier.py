@@ -171,6 +171,17 @@ class Classifier(Technique):
             )
 
     def can_score(self, datamodule: Any, split: Literal["val", "test"]) -> bool:
+        """As of `Technique`.
+
+        Raises:
+            DataError: the corpus has other classes than the one that was trained on.
+        """
+        own = self.hparams.facts
+        if own is not None and own["label_names"] != list(datamodule.label_names):
+            raise DataError(
+                f"data: the corpus has the classes {listed(datamodule.label_names)}, the run was trained on "
+                f"{listed(own['label_names'])}; evaluate it on a corpus of the same classes (data.labels names them)"
+            )
         return datamodule.has_labels(split)
 
     def _check_labels(self, multi_label: bool) -> None:
@@ -193,7 +204,10 @@ class Classifier(Technique):
         self._check_labels(facts["multi_label"])
         self.network.build(facts)
         options.network_config = self.network.network_config
-        self.network.freeze(options.freeze)
+        try:
+            self.network.freeze(options.freeze)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         counts = torch.tensor(facts["class_counts"], device="cpu")
         self._prepare_prior(counts)
         layer = CosineLinear if self.loss.cosine_head else nn.Linear
