@@ -41,6 +41,7 @@ def changed(world, name: str, source, changes: dict) -> None:
     (world / "conf" / "experiment" / "claims" / f"{name}.yaml").write_text(text, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_claim_are_runs(world, corpus):
     changed(
         world,

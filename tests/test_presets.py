@@ -290,6 +290,7 @@ def test_compile_makes_two_graphs_and_changes_nothing(options, corpus, tmp_path,
     assert compiled.keys() == plain.keys()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_evaluated_with_and_without_compile(corpus, tmp_path, graphs):
     options = (*SHORT, *corpus, *CONSTANT, "validate_every=3")
     finished(tmp_path / "plain", *options, "max_steps=9")

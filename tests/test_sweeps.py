@@ -100,6 +100,7 @@ def value_in(run_dir: Path, option: str):
 # ------------------------------------------------------------------------------------------------- side by side
 
 
+@pytest.mark.slow
 def test_jobs_run_side_by_side_each_with_its_share_of_threads(spy, mark, corpus, tmp_path):
     options = (*OPTIONS, *corpus, *spy, "+callbacks.spy.meets=2", "seed=1,2", f"hydra.sweep.dir={tmp_path}/s")
     without = ("env", "-u", "OMP_NUM_THREADS", sys.executable)
@@ -233,9 +234,10 @@ def test_a_trial_that_breaks_ends_neither_the_sweep_nor_the_study(spy, corpus, t
 def test_trials_that_diverge_have_no_value(corpus, tmp_path):
     options = (*OPTIONS, *corpus, *stored(tmp_path), "model.optimizer.lr=interval(1e29,1e30)")
     outcome = sweep(tmp_path / "s", "sweep=optuna", *options, "hydra.sweeper.n_trials=2")
-    assert (outcome.code, outcome.err.splitlines()[-1]) == (1, "no trial has returned a value")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].startswith("job 1: failed, DataError: train/loss is nan at step")
     assert [trial.state.name for trial in trials(tmp_path)] == ["FAIL", "FAIL"]
-    assert statuses(tmp_path / "s") == {"0": "finished", "1": "finished"}
+    assert statuses(tmp_path / "s") == {"0": "failed", "1": "failed"}
 
 
 def test_a_search_goes_on_in_its_directory(corpus, tmp_path):
