@@ -194,3 +194,29 @@ def test_a_training_that_diverges_says_so(tmp_path):
         tmp_path / "run", *ARRAYS, "model.optimizer.lr=1e30", "model.optimizer.weight_decay=0", "log_every=1"
     )
     assert outcome.code == 2 and "diverged; lower model.optimizer.lr" in outcome.err.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_two_ranks_score_as_one_also_with_one_row_to_validate(table, tmp_path):
+    one_row = tmp_path / "val.csv"
+    one_row.write_text("text,label\n今天天气很好,好评\n", encoding="utf-8")
+    flooding = ("model/regularizer=[flooding]", "model.regularizer.flooding.b=1.0", "data.sampler=balanced")
+    texts = (
+        *TINY,
+        "data=text",
+        f"data.train={table}",
+        f"data.val={one_row}",
+        "model.backbone.hidden_dropout=0",
+    )
+    digits = ("data=digits", "model/backbone=mlp", "data.label_noise=0.1", *flooding)
+    for name, options in (("texts", texts), ("digits", digits)):
+        options = (*options, "model=classifier", "model.dropout=0", "max_steps=20", "logger=csv")
+        for world_size in (1, 2):
+            machine = ("trainer=ddp_cpu", f"trainer.devices={world_size}")
+            own = [option for option in options if not option.startswith("trainer=")]
+            finished(tmp_path / f"{name}-{world_size}", *own, *machine)
+        one, two = (summary(tmp_path / f"{name}-{world_size}")["metrics"] for world_size in (1, 2))
+        scores = [key for key in one if key.startswith(("train/", "val/", "test/"))]
+        assert len(scores) > 5 and [two[key] for key in scores] == pytest.approx(
+            [one[key] for key in scores], rel=1e-5
+        )
