@@ -177,6 +177,7 @@ class CorpusDataModule(pl.LightningDataModule):
         num_classes = None if self.label_names is None else len(self.label_names)
         self.selected = self.selection.training_rows(self.stores["train"], num_classes)
         self._val_labels = self.selection.validation_labels(self.stores["val"], num_classes)
+        self.selected.val_labels = self._val_labels
         self._tell_selection()
         if num_classes is not None:
             self._warn_of_unseen_classes()

@@ -36,6 +36,7 @@ class SelectedRows:
         class_counts: rows of each of the C classes among the K, by the labels that training sees; of rows with several
             labels, positives. None where the corpus has no classes.
         changed: rows among the K whose label is not the corpus' own.
+        val_labels: the labels of the validation rows by which a run is chosen; None: as the corpus has them.
     """
 
     total: int
@@ -44,14 +45,16 @@ class SelectedRows:
     weights: np.ndarray | None = None
     class_counts: list[int] | None = None
     changed: int = 0
+    val_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.total if self.rows is None else len(self.rows)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the rows, their labels and how often they are drawn; empty where nothing was selected."""
-        arrays = (self.rows, self.labels, self.weights)
+        """Names the rows, their labels and how often they are drawn, and what they are judged by; empty where nothing was
+        selected."""
+        arrays = (self.rows, self.labels, self.weights, self.val_labels)
         if all(array is None for array in arrays):
             return ""
         digest = hashlib.sha256()
@@ -130,6 +133,7 @@ class Selection:
             "imbalance": (self.imbalance, 1),
             "largest": (self.largest, None),
             "label_noise": (self.label_noise, 0),
+            "noisy_val": (self.noisy_val, False),
             "sampler": (self.sampler, None),
         }
         return {name: value for name, (value, default) in options.items() if value != default}

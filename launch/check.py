@@ -81,7 +81,7 @@ OPTIONS: dict[str, Any] = {
     "claim": "dict | None",
     "predict": {
         "task": "str | None",
-        "input": "str | list[str | list[str]] | None",
+        "input": "str | list[str | int | float | list[str | int | float]] | None",
         "output": "str | None",
         "format": "Literal['jsonl', 'clue']",
         "batch_size": "Annotated[int, 'x >= 1']",

@@ -92,8 +92,8 @@ def build_model(cfg: DictConfig, datamodule: pl.LightningDataModule) -> pl.Light
 def build_trainer(cfg: DictConfig, run: Run, datamodule: pl.LightningDataModule) -> pl.Trainer:
     """The machine, with the callbacks and loggers of the config."""
     run.run_metrics = RunMetrics()
-    loggers = [instantiate(node) for node in (cfg.logger or {}).values()] if cfg.stage == "fit" else []
-    callbacks = [instantiate(node) for node in (cfg.callbacks or {}).values()]
+    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values()] if cfg.stage == "fit" else []
+    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values()]
     if not loggers:
         # It refuses to log nowhere.
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
@@ -147,8 +147,9 @@ def evaluate(cfg: DictConfig, run: Run, trainer: pl.Trainer, model: Any, datamod
     datamodule.setup(cfg.stage)
     split = "val" if cfg.stage == "validate" else "test"
     if not model.can_score(datamodule, split):
-        what = "labels" if datamodule.num_rows(split) else "such rows"
-        raise ConfigError(f"stage={cfg.stage}: the corpus has no {what}; name a file with data.{split}=FILE")
+        what = "labels in its" if datamodule.num_rows(split) else "rows of a"
+        way_out = "" if datamodule.tokenizer is None else f"; name a file with data.{split}=FILE"
+        raise ConfigError(f"stage={cfg.stage}: the corpus has no {what} {split} split{way_out}")
     run.source, run.data_facts = _describe(datamodule)
     run.metrics.update(getattr(trainer, cfg.stage)(model, datamodule, verbose=False)[0])
     if trainer.is_global_zero:

@@ -209,6 +209,8 @@ class Classifier(Technique):
         except ValueError as error:
             raise DataError(str(error)) from error
         counts = torch.tensor(facts["class_counts"], device="cpu")
+        if not facts["multi_label"] and (lacking := facts["num_train_rows"] - int(counts.sum())):
+            raise DataError(f"{lacking:,} training rows have no label; leave them out of the corpus")
         self._prepare_prior(counts)
         layer = CosineLinear if self.loss.cosine_head else nn.Linear
         self.head = layer(self.network.hidden_size, len(counts))
@@ -224,10 +226,11 @@ class Classifier(Technique):
         empty = [name for name, count in zip(facts["label_names"], counts.tolist(), strict=True) if not count]
         if empty and (self.loss.needs_every_class or tau):
             what = f"model.posthoc_tau={tau}" if tau else f"model.loss: {_name(self.loss)}"
+            instead = "model.posthoc_tau=0" if tau else "model/loss=weighted (several labels a row: bce)"
             raise DataError(
                 f"{what} takes the logarithm of each class' share of the training rows, and {len(empty)} of "
                 f"{len(counts)} classes have no row: {listed(empty)}; take them out of the labels, keep more rows "
-                "(data.limit, data.long_tail), or type model/loss=weighted (several labels a row: bce)"
+                f"(data.limit, data.long_tail), or type {instead}"
             )
         full = counts == facts["num_train_rows"]
         if facts["multi_label"] and tau and full.any():

@@ -209,7 +209,7 @@ def test_the_log_and_the_summary_say_what_was_chosen(caplog):
     assert told["changed_val_labels"] == 100 and sum(told["class_counts"]) == 181
     assert (told["limit"], told["imbalance"], told["largest"], told["sampler"]) == (500, 4, 80, "balanced")
     assert (
-        "limit=500, imbalance=4, largest=80, label_noise=0.1, sampler=balanced: 181 of 1,000 training rows, 18 of them "
+        "limit=500, imbalance=4, largest=80, label_noise=0.1, noisy_val=True, sampler=balanced: 181 of 1,000 training rows, 18 of them "
         "with another label; 100 of 1,000 validation rows too; of a class " in caplog.text
     )
 

@@ -93,10 +93,14 @@ def test_cosines_are_scaled_by_the_loss_that_wants_them():
 
 
 @pytest.mark.parametrize(
-    "loss, tau", [(node("losses.logit_adjustment", "LogitAdjustment"), 0.0), (None, 1.0)]
+    "loss, tau, instead",
+    [
+        (node("losses.logit_adjustment", "LogitAdjustment"), 0.0, "model/loss=weighted"),
+        (None, 1.0, "model.posthoc_tau=0"),
+    ],
 )
-def test_a_class_without_training_rows_is_named(loss, tau):
-    with pytest.raises(DataError, match=r"1 of 3 classes have no row: class 1; .*model/loss=weighted"):
+def test_a_class_without_training_rows_is_named(loss, tau, instead):
+    with pytest.raises(DataError, match=rf"1 of 3 classes have no row: class 1; .*{instead}"):
         classifier([5, 0, 3], loss=loss, posthoc_tau=tau)
     assert classifier([5, 0, 3]).head is not None
 
@@ -209,3 +213,8 @@ def test_the_learning_rate_need_not_be_typed_to_decay_by_layers():
     model = classifier(layerwise_lr_decay=0.5)
     model.optimizer_options = {"_target_": "torch.optim.AdamW"}
     assert {group.get("lr") for group in model._parameter_groups()} == {None, 5e-4, 2.5e-4}
+
+
+def test_training_rows_without_a_label_are_told():
+    with pytest.raises(DataError, match="2 training rows have no label"):
+        classifier(num_rows=sum(COUNTS) + 2)
