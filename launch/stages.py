@@ -233,7 +233,10 @@ def _typed(cfg: DictConfig, group: str) -> dict[str, Any]:
     """The options of a group that were typed one by one, with their values."""
     keys = [override.split("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task]
     names = [key.split(".")[1] for key in keys if key.startswith(f"{group}.")]
-    return {name: OmegaConf.to_container(cfg, resolve=True)[group][name] for name in names}
+    if not names:
+        return {}
+    node = OmegaConf.to_container(cfg[group], resolve=True)
+    return {name: node[name] for name in names}
 
 
 def _prepare(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> None:

@@ -258,9 +258,13 @@ class Classifier(Technique):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.step_loss(self.loss(self(batch), batch.labels), batch)
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._num_steps = self.trainer.estimated_stepping_batches
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        self.loss.progress = self._progress(self.global_step, self.trainer.estimated_stepping_batches)
+        self.loss.progress = self._progress(self.global_step, self._num_steps)
 
     def evaluate(self, batch: Any) -> None:
         labels, logits = batch.labels, self(batch)
