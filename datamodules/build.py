@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+# In an export/: the class and the options with which this project loads it.
+TECHNIQUE = "kexue.json"
 ALLOWED = ("datamodules.", "lightning_modules.", "torch.optim.")
 
 

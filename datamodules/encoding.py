@@ -76,19 +76,16 @@ class RowEncoder:
     multi_label_classes: int | None = None
 
     def __call__(self, rows: list[Row]) -> EncodedRows:
-        texts: list[str] = []
-        counts = np.empty(len(rows), dtype=np.int64)
-        truncated = 0
-        for index, row in enumerate(rows):
-            whole = row.texts
-            kept = self._cut(whole)
-            truncated += kept != whole
-            counts[index] = len(kept)
-            texts += kept
-        encodings = self.tokenizer.encode_batch(texts)
+        kept = [self._cut(row.texts) for row in rows]
+        encodings = self._encode(kept)
+        fitting = self._fitting(kept, encodings.lengths)
+        if fitting != kept:
+            kept, encodings = fitting, self._encode(fitting)
+        cut = np.array([texts != row.texts for texts, row in zip(kept, rows, strict=True)], dtype=bool)
+        counts = np.array([len(texts) for texts in kept], dtype=np.int64)
 
         # Every text is followed by [SEP]; the first of a row is preceded by [CLS].
-        opens_row = np.zeros(len(texts), dtype=bool)
+        opens_row = np.zeros(counts.sum(), dtype=bool)
         opens_row[np.cumsum(counts) - counts] = True
         lengths = encodings.lengths + 1 + opens_row
         ends = np.cumsum(lengths)
@@ -109,13 +106,12 @@ class RowEncoder:
         row_of_text = np.cumsum(opens_row) - 1
         row_lengths = np.bincount(row_of_text, weights=lengths, minlength=len(rows)).astype(np.int64)
         # Rare: normalisation makes several tokens of one character (Hangul). Drop what is over, keep the last [SEP].
-        if (row_lengths > self.max_length).any():
+        over = row_lengths > self.max_length
+        if over.any():
             position = np.arange(total) - np.repeat(np.cumsum(row_lengths) - row_lengths, row_lengths)
-            over = np.repeat(row_lengths > self.max_length, row_lengths)
             last = np.repeat(row_lengths, row_lengths) - 1
-            keep = ~over | (position == last) | (position < self.max_length - 1)
+            keep = ~np.repeat(over, row_lengths) | (position == last) | (position < self.max_length - 1)
             tokens, chars, marks = tokens[keep], chars[keep], marks[keep]
-            truncated += int((row_lengths > self.max_length).sum())
             row_lengths = np.minimum(row_lengths, self.max_length)
         return EncodedRows(
             tokens,
@@ -123,10 +119,29 @@ class RowEncoder:
             marks,
             row_lengths,
             *self._labels(rows),
-            truncated,
+            int((cut | over).sum()),
             int((tokens == self.tokenizer.unk_id).sum()),
-            set("".join(texts).lower()),
+            set("".join(text for texts in kept for text in texts).lower()),
         )
+
+    def _encode(self, rows: list[tuple[str, ...]]) -> Any:
+        return self.tokenizer.encode_batch([text for texts in rows for text in texts])
+
+    def _fitting(self, rows: list[tuple[str, ...]], lengths: np.ndarray) -> list[tuple[str, ...]]:
+        """Of dialogues whose characters have room, but not their tokens (several a character, where tokens are bytes), the
+        turns that do, at least one; `lengths` are those of all texts."""
+        counts = [len(texts) for texts in rows]
+        starts = np.cumsum(counts) - counts
+        with_sep = np.add.reduceat(lengths + 1, starts) if len(rows) else lengths
+        over = np.flatnonzero(with_sep >= self.max_length)
+        if self.truncation == "longest" or not len(over):
+            return rows
+        fitting, last = list(rows), self.truncation == "last_turns"
+        for row in over.tolist():
+            own = lengths[starts[row] : starts[row] + counts[row]] + 1
+            kept = max(int((np.cumsum(own[::-1] if last else own) < self.max_length).sum()), 1)
+            fitting[row] = rows[row][-kept:] if last else rows[row][:kept]
+        return fitting
 
     def _labels(self, rows: list[Row]) -> tuple[np.ndarray, np.ndarray | None, int]:
         """`labels`, `label_counts` and `labelled` of the encoded rows."""

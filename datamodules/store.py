@@ -17,7 +17,7 @@ from datamodules.corpus import DataError, Row
 from datamodules.encoding import OPENS_TEXT, OPENS_WORD, EncodedRows, RowEncoder, encode_chunks
 
 # Part of every fingerprint: raise it when the same text and tokenizer would give other arrays.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PROGRESS_FROM_ROWS = 100_000
 COUNTED = (
     "num_rows", "num_texts", "num_tokens", "num_characters", "unknown_tokens", "truncated_rows", "labelled_rows",

@@ -222,15 +222,29 @@ class TextInput:
     Attributes:
         tokenizer: the run's tokenizer.
         max_length: longest row in tokens.
+        dialogues: rows are dialogues, each the tuple of its turns.
     """
 
     tokenizer: Tokenizer
     max_length: int
+    dialogues: bool = False
 
-    def encode(self, texts: list[str | tuple[str, ...]]) -> TokenBatch:
-        """`[CLS] text [SEP]` rows, or `[CLS] text [SEP] pair [SEP]` of a pair, cut at `max_length`, as one batch; row ids
-        count from 0."""
-        encoded = RowEncoder(self.tokenizer, self.max_length)([Row(text) for text in texts])
+    def encode(
+        self,
+        texts: list[str | tuple[str, ...]],
+        truncation: Truncation | None = None,
+        max_length: int | None = None,
+    ) -> TokenBatch:
+        """`[CLS] text [SEP]` rows, or `[CLS] text [SEP] pair [SEP]` of a pair, as one batch; row ids count from 0.
+
+        Args:
+            truncation: how longer rows are cut, see `RowEncoder`. None: dialogues lose their oldest turns, of other
+                rows the longest text loses its end.
+            max_length: longest row in tokens; None: the input's own.
+        """
+        truncation = truncation or ("last_turns" if self.dialogues else "longest")
+        encode = RowEncoder(self.tokenizer, max_length or self.max_length, truncation)
+        encoded = encode([Row(text) for text in texts])
         return TokenBatch.from_numpy(
             input_ids=encoded.tokens,
             lengths=encoded.lengths,

@@ -40,9 +40,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from datamodules.build import ALLOWED
+from datamodules.build import ALLOWED, TECHNIQUE
 from launch import explain, leaderboard, parallel, sweeps
-from launch.run_dir import TECHNIQUE, check_free, find_checkpoint
+from launch.run_dir import check_free, find_checkpoint
 from launch.search_space import SearchSpace
 from launch.search_space import find_mistakes as find_sweeper_mistakes
 from launch.signatures import (
@@ -542,7 +542,7 @@ class _Check:
     # -------------------------------------------------------------------------- what fits what, and the stage
 
     def _check_needs(self) -> None:
-        if self.technique is None or self.corpus is None:
+        if self.technique is None or self.corpus is None or self._takes_the_runs_corpus():
             return
         provides = class_attribute(self.corpus, "provides")
         if provides is None:
@@ -564,6 +564,12 @@ class _Check:
                 instead = "" if choice.startswith("model=") else f", or leave out {choice}"
                 what = f"needs {', '.join(sorted(lacking))}, which {self._choice('data')} does not provide"
                 self.add(choice, f"{what}; {way_out}{instead}")
+
+    def _takes_the_runs_corpus(self) -> bool:
+        """Whether the composed corpus is none that the job reads: a run is evaluated on its own, a prediction has none."""
+        stage = self.plain.get("stage")
+        typed = any(name.startswith("data=") for name in explain.typed_overrides(self.config))
+        return stage == "predict" or (stage in ("validate", "test") and not typed)
 
     def _check_options_of_needs(self, needs: set[str]) -> None:
         """What the corpus provides only if an option names it, such as the column of the label."""

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launch.run_dir import TECHNIQUE, Run, replaced_whole
+from datamodules.build import TECHNIQUE
+from launch.run_dir import Run, replaced_whole
 
 CARD = """---
 library_name: transformers

@@ -15,14 +15,15 @@ import pytorch_lightning as pl
 from omegaconf import ListConfig, OmegaConf
 
 from datamodules.array_input import ArrayInput
-from datamodules.build import ALLOWED, build
+from datamodules.build import ALLOWED, TECHNIQUE, build
 from datamodules.clue import ID_KEYS, TASKS, texts_of
-from datamodules.corpus import BadRows, DataError, listed, text_problem
+from datamodules.corpus import BadRows, DataError, Row, listed, text_problem
+from datamodules.dialogue import despaced, is_spaced, read_dialogues, turns_of
 from datamodules.files import FORMATS, only_records, read_values
 from datamodules.text import TextInput
 from datamodules.tokenizers.base import load_tokenizer
 from launch.checkpoint_io import AtomicCheckpointIO
-from launch.run_dir import TECHNIQUE, find_checkpoint
+from launch.run_dir import find_checkpoint
 from launch.signatures import class_attribute, locate
 
 # Beside the checkpoints, so that a run that never came to its export can still be used.
@@ -74,7 +75,8 @@ def load_for_prediction(
         tokenizer = run / TOKENIZER
     if _of_arrays(model):
         return model, ArrayInput(tuple(model.hparams.facts["shape"]))
-    return model, TextInput(load_tokenizer(tokenizer), model.hparams.facts["max_length"])
+    max_length = model.hparams.facts["max_length"]
+    return model, TextInput(load_tokenizer(tokenizer), max_length, dialogues="turns" in model.needs)
 
 
 def _of_arrays(model: pl.LightningModule) -> bool:
@@ -111,7 +113,7 @@ class Query(NamedTuple):
     """What a prediction is asked for.
 
     Attributes:
-        content: a text, a pair of texts, or an array.
+        content: a text, a pair of texts, the turns of a dialogue, or an array.
         id: what the record calls itself; None where it has no id.
     """
 
@@ -123,7 +125,9 @@ def read_queries(source: str | ListConfig, inputs: TextInput | ArrayInput) -> li
     """What `predict.input` holds, in its order.
 
     For texts: a list of texts and pairs; a JSON, csv, tsv or parquet file whose records have `text` and perhaps `text_pair`,
-    or the keys of CLUE's tasks, and perhaps `id`; any other file holds a text a line. For arrays: a .npy file.
+    or the keys of CLUE's tasks, and perhaps `id`; any other file holds a text a line. For dialogues: a list of dialogues,
+    each a list of turns or the text of its only turn; or a file as `read_dialogues` reads it, perhaps with `id`. For
+    arrays: a .npy file.
 
     Raises:
         DataError: nothing to read there, or something that cannot be used.
@@ -139,10 +143,12 @@ def read_queries(source: str | ListConfig, inputs: TextInput | ArrayInput) -> li
                 f"predict.input={source}: the run was trained on arrays; give a .npy file of [N, {shape}]"
             )
         queries = [Query(row, number) for number, row in enumerate(inputs.read(Path(source).expanduser()))]
+    elif isinstance(source, str) and source.endswith(".npy"):
+        raise DataError(f"predict.input={source}: holds arrays, and the run was trained on texts")
+    elif inputs.dialogues:
+        queries = _dialogue_queries(source)
     elif isinstance(source, ListConfig):
         queries = [Query(_typed_text(item, number)) for number, item in enumerate(source)]
-    elif source.endswith(".npy"):
-        raise DataError(f"predict.input={source}: holds arrays, and the run was trained on texts")
     else:
         queries = _file_queries(Path(source).expanduser())
     if not queries:
@@ -160,10 +166,39 @@ def _typed_text(item: Any, number: int) -> str | tuple[str, ...]:
     return texts if len(texts) > 1 else texts[0]
 
 
+def _kind_of(path: Path) -> str:
+    """As `format_of`, but a file of any other name holds lines."""
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return FORMATS.get(suffix.lower(), "txt")
+
+
+def _dialogue_queries(source: str | ListConfig) -> list[Query]:
+    if isinstance(source, ListConfig):
+        queries = [Query(Row(_typed_text(item, number)).texts) for number, item in enumerate(source)]
+    else:
+        queries = _queries_of_dialogues(Path(source).expanduser())
+    if not is_spaced(query.content for query in queries):
+        return queries
+    return [query._replace(content=despaced(query.content)) for query in queries]
+
+
+def _queries_of_dialogues(path: Path) -> list[Query]:
+    bad_rows, queries = BadRows(None), []
+    for place, value in read_dialogues(path, _kind_of(path), "test", bad_rows):
+        turns, problem = turns_of(value)
+        if problem is None and not turns:
+            problem = "a dialogue of no turn"
+        if problem is None:
+            queries.append(Query(turns, _id_of(value) if isinstance(value, dict) else None))
+        else:
+            bad_rows.add(path, place, problem)
+    bad_rows.finish()
+    return queries
+
+
 def _file_queries(path: Path) -> list[Query]:
     bad_rows, queries = BadRows(None), []
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    kind = FORMATS.get(suffix.lower(), "txt")
+    kind = _kind_of(path)
     values = read_values(path, bad_rows, kind)
     if kind == "txt":
         queries = [Query(line.strip()) for _, line in values]
@@ -171,13 +206,17 @@ def _file_queries(path: Path) -> list[Query]:
         for place, record in only_records(path, values, bad_rows):
             texts, problem = _texts_of(record)
             if problem is None:
-                given = (record.get(key) for key in ID_KEYS)
-                row_id = next((value for value in given if value not in (None, "")), None)
-                queries.append(Query(texts if len(texts) > 1 else texts[0], row_id))
+                queries.append(Query(texts if len(texts) > 1 else texts[0], _id_of(record)))
             else:
                 bad_rows.add(path, place, problem)
     bad_rows.finish()
     return queries
+
+
+def _id_of(record: dict[Any, Any]) -> Any:
+    """What the record calls itself; None where it has no id."""
+    given = (record.get(key) for key in ID_KEYS)
+    return next((value for value in given if value not in (None, "")), None)
 
 
 def _texts_of(record: dict[Any, Any]) -> tuple[tuple[str, ...], str | None]:

@@ -20,9 +20,6 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-# What an export/ says of the technique behind its Hugging Face files.
-TECHNIQUE = "kexue.json"
-
 PACKAGES = {
     "kexue-lightning": "kexue-lightning",
     "torch": "torch",

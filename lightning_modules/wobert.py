@@ -120,11 +120,17 @@ class WoBERT(Technique):
         self.network: TextEncoder = build(
             backbone, attention=attention, init_from=init_from, network_config=network_config
         )
+        if not isinstance(self.network, TextEncoder):
+            raise ValueError(
+                f"backbone={type(self.network).__name__}: is no encoder of texts; type model/backbone=tiny"
+            )
         self.masking: Masking | None = None
         self.by_token: tuple[list[int], list[int]] = ([], [])
 
     def check_corpus(self, datamodule: Any) -> None:
         super().check_corpus(datamodule)
+        if getattr(datamodule.tokenizer, "built", False):  # one made from texts has a [MASK]
+            _check_mask(datamodule.tokenizer.mask_id)
         self._check_expansion(datamodule.tokenizer)
         self.network.check_corpus(datamodule)
         self.warn_of_high_rate()
@@ -161,6 +167,7 @@ class WoBERT(Technique):
             data = self.trainer.datamodule
             options.facts = data.facts
         facts = options.facts
+        _check_mask(facts["mask_id"])
         if self.network.model is None:
             rows = None
             if data is not None and options.expand_vocabulary is not None:
@@ -263,6 +270,14 @@ class WoBERT(Technique):
         return USAGE
 
 
+def _check_mask(mask_id: int | None) -> None:
+    if mask_id is None:
+        raise ValueError(
+            "tokenizer: the vocabulary has no [MASK], which model=wobert and model=bert need; name another by "
+            "tokenizer.vocab or tokenizer.name, or train model=dialogpt, which needs none"
+        )
+
+
 class MaskedLMScores(Metric):
     """Sums over the targets of an evaluation: exact on any number of ranks and batches.
 
@@ -274,14 +289,14 @@ class MaskedLMScores(Metric):
     Args:
         token_counts: int64 [vocab_size], of the training split; the unigram baseline is the same targets under
             them with one added to each.
-        unk_id: id of [UNK].
+        unk_id: id of [UNK]; None: there is none.
         characters: distinct characters of the training split.
     """
 
     full_state_update = False
     SUMS = ("nll", "unigram_nll", "characters", "unknown_characters")
 
-    def __init__(self, token_counts: Tensor, unk_id: int, characters: int):
+    def __init__(self, token_counts: Tensor, unk_id: int | None, characters: int):
         super().__init__()
         # Part of the checkpoint: a loaded model evaluates against the baseline of the corpus it was trained on.
         self.register_buffer("token_counts", token_counts)
@@ -307,7 +322,8 @@ class MaskedLMScores(Metric):
         self.nll += F.cross_entropy(logits, targets, reduction="none").sum(dtype=dtype)
         self.unigram_nll -= unigram[targets].sum()
         self.characters += char_counts.sum()
-        self.unknown_characters += char_counts[targets == self.unk_id].sum()
+        if self.unk_id is not None:
+            self.unknown_characters += char_counts[targets == self.unk_id].sum()
         self.targets.index_add_(0, targets, torch.ones_like(targets))
         self.correct.index_add_(0, targets, (logits.argmax(-1) == targets).long())
 

@@ -45,6 +45,7 @@ def tiny(corpus, tmp_path_factory) -> dict:
     write_idx(folder / "train-labels-idx1-ubyte", 0x801, np.arange(60) % 10)
     return {
         "clue": (corpus, True),
+        "dialogue": ([f"data.train={folder}/dialogues.jsonl", f"data.val={folder}/dialogues.jsonl"], False),
         "digits": ([], True),
         "lccc": ([f"data.train={folder}/dialogues.jsonl", f"data.val={folder}/dialogues.jsonl"], False),
         "mnist": ([f"data.source={folder}", "data.val=0.2"], False),
@@ -65,13 +66,18 @@ def test_declared_is_logged(model, data, tiny, tmp_path):
     directory = tmp_path / "run"
     of_arrays = data in ("digits", "mnist", "sinusoid2d")
     own = ("trainer=cpu",) if of_arrays else (*TINY, "data.overlap=keep")
+    if model == "dialogpt":
+        own = tuple(option.replace("=tiny", "=gpt_tiny") for option in own)
     outcome = run(directory, *own, "debug=fast", f"model={model}", f"data={data}", *options)
     if of_arrays and model != "classifier":
         # Such models bring a text encoder, and the options of the corpus' own backbone are not its.
         assert outcome.code == 2 and "needs text" in outcome.err
         return
-    if model == "classifier" and data == "lccc":
-        assert outcome.code == 2 and "needs label, which data=lccc does not provide" in outcome.err
+    if model == "classifier" and data in ("dialogue", "lccc"):
+        assert outcome.code == 2 and f"needs label, which data={data} does not provide" in outcome.err
+        return
+    if model == "dialogpt" and data not in ("dialogue", "lccc"):
+        assert outcome.code == 2 and f"needs turns, which data={data} does not provide" in outcome.err
         return
     assert outcome.code == 0, outcome.err
     config = OmegaConf.load(directory / "config.yaml")
@@ -84,6 +90,12 @@ def test_declared_is_logged(model, data, tiny, tmp_path):
         logged = told - of_the_run(told) - declared(config, "data")
         assert certain <= logged <= certain | possible and len(logged) > len(certain)
         assert of_technique == certain | possible | {f"{split}/micro_f1" for split in splits}
+        of_technique = logged
+    if model == "dialogpt":
+        # Of turns that no evaluated dialogue has, and of rows that are no longer than those of the training.
+        absent = {name for name in of_technique if "_turn_" in name or "beyond_" in name}
+        logged = told - of_the_run(told) - declared(config, "data")
+        assert of_technique - absent <= logged <= of_technique
         of_technique = logged
     assert told - of_the_run(told) == of_technique | declared(config, "data")
     assert columns - of_the_run(columns) == of_technique

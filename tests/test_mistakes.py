@@ -30,11 +30,11 @@ MISTAKES = [
     ("modle=wobert", ["modle: no such option; did you mean model?"]),
     (
         "model=wobret",
-        ["model=wobret: there is no model/wobret; did you mean wobert? (there are: bert, classifier, wobert)"],
+        ["model=wobret: there is no model/wobret; did you mean wobert? (there are: bert, classifier, dialogpt, wobert)"],
     ),
     (
         "model/backbone=huge",
-        ["model/backbone=huge: there is no model/backbone/huge (there are: base, cnn, image, mlp, small, text, tiny, vector)"],
+        ["model/backbone=huge: there is no model/backbone/huge (there are: base, cnn, gpt_base, gpt_small, gpt_tiny, image, mlp, small, text, tiny, vector)"],
     ),
     (
         "callbacks=[default,earlystopping]",
@@ -91,9 +91,9 @@ MISTAKES = [
     ("=3", ["=3: the name before = is missing"]),
     (["data", "=", "clue"], ["data = clue: type it without spaces: data=clue"]),
     (["seed=", "3"], ["seed= 3: type it without spaces: seed=3"]),
-    ("model=", ["model=: has no value (there are: bert, classifier, wobert)"]),
+    ("model=", ["model=: has no value (there are: bert, classifier, dialogpt, wobert)"]),
     ("trainer.devices=", ['trainer.devices=: has no value; null is none, "" an empty text']),
-    ("model=null", ["model=null: must be the name of a choice (there are: bert, classifier, wobert)"]),
+    ("model=null", ["model=null: must be the name of a choice (there are: bert, classifier, dialogpt, wobert)"]),
     (["data.split=[0.8,0.2"], ["data.split=[0.8,0.2: [ is not closed; type 'data.split=[0.8,0.2]'"]),
     (
         ["predict.input=[今天[MASK]很好]"],
@@ -316,7 +316,7 @@ SWEEPS = [
         "model=wobert,brt seed=x",
         [
             "seed=x: must be a whole number",
-            "model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, wobert)  [job model=brt]",
+            "model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, dialogpt, wobert)  [job model=brt]",
         ],
     ),
 ]

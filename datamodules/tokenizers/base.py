@@ -9,6 +9,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ SAVED_NAME = "kexue_tokenizer.json"
 SAVED_USER_DICT = "user_dict.txt"
 #: Part of every fingerprint: raised when the same options and vocabulary would give other tokens.
 CODE_VERSION = 1
+#: A token such as [speaker1] or [unused1].
+_NAME = re.compile(r"\[[A-Za-z]\w*\]", re.ASCII)
 
 _CLASSES = {
     "WordTokenizer": "datamodules.tokenizers.word",
@@ -65,14 +68,19 @@ class Token(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """What techniques and corpora may rely on. All ids are ints; `vocab[i]` is the token of id i."""
+    """What techniques and corpora may rely on. All ids are ints; `vocab[i]` is the token of id i.
+
+    `unk_id` and `mask_id` are None where the vocabulary has no such token: dialogue models have no [MASK], byte-level
+    tokenizers know every text. One token may have several roles: GPT-2's end of text is `pad_id`, `cls_id` and
+    `sep_id`.
+    """
 
     vocab: list[str]
     pad_id: int
-    unk_id: int
+    unk_id: int | None
     cls_id: int
     sep_id: int
-    mask_id: int
+    mask_id: int | None
 
     @property
     def vocab_size(self) -> int:
@@ -81,8 +89,18 @@ class Tokenizer(ABC):
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of [PAD], [UNK], [CLS], [SEP], [MASK], in this order."""
-        return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+        """Ids of [PAD], [UNK], [CLS], [SEP], [MASK], in this order, each once; what the vocabulary lacks is left out."""
+        ids = (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    @cached_property
+    def textless_ids(self) -> frozenset[int]:
+        """Ids that stand for no text and that `decode` leaves out: the special ones, and names in brackets that no text
+        gives, as [speaker1] and [unused1].
+        """
+        named = [(i, token) for i, token in enumerate(self.vocab) if not token or _NAME.fullmatch(token)]
+        never = (i for i, token in named if i not in self.encode(token))
+        return frozenset((*self.special_ids, *never))
 
     @property
     def origin(self) -> Origin:
@@ -126,7 +144,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to readable text, special tokens left out."""
+        """Ids to readable text without `textless_ids`; bytes that are no whole character become U+FFFD."""
 
     @abstractmethod
     def save(self, directory: str, max_length: int | None = None) -> None:

@@ -24,6 +24,8 @@ from datamodules.tokenizers.wordpiece import (
 )
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+#: What every vocabulary has; only a masked language model needs the fifth.
+NEEDED_TOKENS = SPECIAL_TOKENS[:4]
 #: Punctuation since Unicode 6.1, symbols before: WoBERT's vocabulary was made by Python 2.7, which knows 5.2, and
 #: has kept `##§`.
 _ONCE_SYMBOLS = "§¶\u0f14\u1360\U00010102"
@@ -143,7 +145,8 @@ def simplified(tokens: list[str]) -> list[str]:
             is_cjk(c) or (is_punctuation(c) and c not in _ONCE_SYMBOLS) for c in stem
         )
 
-    return [*SPECIAL_TOKENS, *(t for t in tokens if t not in SPECIAL_TOKENS and not redundant(t))]
+    special = [token for token in SPECIAL_TOKENS if token in tokens]
+    return [*special, *(t for t in tokens if t not in SPECIAL_TOKENS and not redundant(t))]
 
 
 def _by_count(counts: Counter[str]) -> Callable[[str], tuple[int, str]]:

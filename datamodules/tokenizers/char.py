@@ -20,8 +20,8 @@ class CharTokenizer(VocabularyTokenizer):
     tokens.
 
     Args:
-        vocab: path of a vocab.txt (one token a line, empty lines keep their id) or the tokens themselves. It
-            goes before `init_from`.
+        vocab: path of a vocab.txt (one token a line, empty lines keep their id) or the tokens themselves, [PAD],
+            [UNK], [CLS] and [SEP] among them, and [MASK] for a masked model. It goes before `init_from`.
         init_from: a run directory, an export, a Hugging Face directory or a hub name, whose vocabulary is
             taken. With neither, `build` makes the vocabulary from the training texts: characters, and Latin
             words and numbers.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from datamodules.tokenizers.base import (
 )
 from datamodules.tokenizers.segment import Segmenter
 from datamodules.tokenizers.vocabulary import pack
+from datamodules.tokenizers.wordpiece import join_tokens
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _SURROGATES = re.compile("[\ud800-\udfff]")  # lone ones, which Rust cannot hold
@@ -28,9 +30,10 @@ class PretrainedTokenizer(Tokenizer):
 
     Args:
         name: a Hugging Face directory, a run or its export, or a hub name. It needs a fast tokenizer (for
-            offsets) with pad, unknown, cls, sep and mask tokens.
+            offsets) with a sep or an eos token. eos stands in for sep and pad where they are missing, bos or eos for
+            cls; unknown and mask tokens may be missing.
 
-    Raises ValueError, `name` first, where nothing can be loaded or a token is missing.
+    Raises ValueError, `name` first, where nothing can be loaded or no token ends a text.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,20 +43,22 @@ class PretrainedTokenizer(Tokenizer):
             )
         self.name = name
         self._loaded: Any = _load(name)
-        missing = [
-            token
-            for token in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-            if getattr(self._stock, token) is None
-        ]
-        if missing:
+        stock = self._stock
+        sep_id = _first(stock.sep_token_id, stock.eos_token_id)
+        if sep_id is None:
             raise ValueError(
-                f"name={name}: this tokenizer has no {', '.join(missing)}; use another, or tokenizer=word"
+                f"name={name}: this tokenizer has no token that ends a turn (neither sep_token nor eos_token); name "
+                "one in its tokenizer_config.json, use another, or tokenizer=char"
             )
         tokens = self._stock.convert_ids_to_tokens(list(range(len(self._stock))))
         self.vocab = ["" if token is None else token for token in tokens]
-        self.pad_id, self.unk_id = self._stock.pad_token_id, self._stock.unk_token_id
-        self.cls_id, self.sep_id = self._stock.cls_token_id, self._stock.sep_token_id
-        self.mask_id = self._stock.mask_token_id
+        self.sep_id: int = sep_id
+        self.cls_id = _first(stock.cls_token_id, stock.bos_token_id, sep_id)
+        self.pad_id = _first(stock.pad_token_id, stock.eos_token_id, sep_id)
+        self.mask_id = stock.mask_token_id
+        # GPT-2 names its end of text the unknown token too, which would count as one in every row.
+        shared = stock.unk_token_id in (self.pad_id, self.cls_id, self.sep_id)
+        self.unk_id = None if shared else stock.unk_token_id
         special = sorted(set(self._stock.all_special_tokens), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)))
         self.segmenter = Segmenter(None, lowercase=True)
@@ -77,10 +82,14 @@ class PretrainedTokenizer(Tokenizer):
 
     @property
     def fingerprint(self) -> str:
-        backend = self._stock.backend_tokenizer
+        stock = self._stock
+        backend = stock.backend_tokenizer
         parts = (backend.normalizer, backend.pre_tokenizer, backend.model)
+        # Models of one vocabulary may end their texts by different tokens, as Qwen's base and chat models do.
+        named = stock.cls_token_id is not None and stock.sep_token_id is not None
+        roles = () if named else (self.cls_id, self.sep_id)
         return fingerprint_of(
-            type(self).__name__, type(self._stock).__name__, *map(_state, parts), self.segmenter.name
+            type(self).__name__, type(stock).__name__, *map(_state, parts), self.segmenter.name, *roles
         )
 
     def build(self, texts: Iterable[str], progress: bool = True, processes: int = 1) -> None:
@@ -138,8 +147,16 @@ class PretrainedTokenizer(Tokenizer):
     def stock_differences(self) -> list[str]:
         return []
 
+    @cached_property
+    def textless_ids(self) -> frozenset[int]:
+        added = (i for i, token in self._stock.added_tokens_decoder.items() if token.special)
+        return super().textless_ids.union(added)
+
     def decode(self, ids: Iterable[int]) -> str:
-        return self._stock.decode(list(ids), skip_special_tokens=True)
+        kept = [i for i in ids if i not in self.textless_ids]
+        if type(self._stock.backend_tokenizer.decoder).__name__ == "WordPiece":  # spaces Chinese
+            return join_tokens([self.vocab[i] for i in kept])
+        return self._stock.decode(kept)
 
     def save(self, directory: str, max_length: int | None = None) -> None:
         """Write the stock files and our notes."""
@@ -148,6 +165,10 @@ class PretrainedTokenizer(Tokenizer):
             self._stock.model_max_length = max_length
         self._stock.save_pretrained(directory)
         write_saved(self, directory, {})
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((i for i in ids if i is not None), None)
 
 
 def _state(part: Any) -> Any:

@@ -27,6 +27,7 @@ from datamodules.tokenizers.base import (
     write_saved,
 )
 from datamodules.tokenizers.builders import (
+    NEEDED_TOKENS,
     SPECIAL_TOKENS,
     Origin,
     choose_characters,
@@ -45,8 +46,6 @@ from datamodules.tokenizers.wordpiece import (
     normalize_char,
     wordpiece,
 )
-
-_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 
 #: Where every stock class of Hugging Face differs from ours: Rust's tables against Python's.
 COMMON_DIFFERENCES = (
@@ -97,11 +96,9 @@ def _read_tokenizer_json(text: str, where: str) -> list[str]:
 def check_vocabulary(tokens: list[str], where: str) -> None:
     """Raises ValueError beginning with `where` for a missing special token or a token that stands twice."""
     known = set(tokens)
-    missing = [token for token in SPECIAL_TOKENS if token not in known]
+    missing = [token for token in NEEDED_TOKENS if token not in known]
     if missing:
-        raise ValueError(
-            f"{where}: lacks {', '.join(missing)}; a vocabulary needs {' '.join(SPECIAL_TOKENS)}"
-        )
+        raise ValueError(f"{where}: lacks {', '.join(missing)}; a vocabulary needs {' '.join(NEEDED_TOKENS)}")
     if len(known) < len(tokens):
         twice = next(token for token, count in Counter(tokens).items() if count > 1)
         lines = [str(i + 1) for i, token in enumerate(tokens) if token == twice]
@@ -219,6 +216,7 @@ class VocabularyTokenizer(Tokenizer):
 
     word_maxlen: int
     stock_class: str
+    unk_id: int
 
     def __init__(
         self,
@@ -257,6 +255,7 @@ class VocabularyTokenizer(Tokenizer):
         self.vocab = []
         self.index: dict[str, int] = {}
         self._origin: Origin | None = None
+        self._special = _any_of(SPECIAL_TOKENS)  # in a text they are tokens; [speaker1] and the like are not
         self._forget()
         if tokens is not None:
             self._start_from(tokens, origin)
@@ -310,9 +309,9 @@ class VocabularyTokenizer(Tokenizer):
         self.vocab = list(tokens)
         self._origin = origin
         self.index = {token: i for i, token in enumerate(self.vocab)}
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            self.index[t] for t in SPECIAL_TOKENS
-        )
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (self.index[t] for t in NEEDED_TOKENS)
+        self.mask_id = self.index.get("[MASK]")
+        self._special = _any_of(t for t in SPECIAL_TOKENS if t in self.index)
         self._forget()
 
     def _forget(self) -> None:
@@ -332,7 +331,7 @@ class VocabularyTokenizer(Tokenizer):
         self._choose(words)
 
     def _count(self, texts: list[str]) -> Counter[str]:
-        plain = [_SPECIAL.sub(" ", text) for text in texts]
+        plain = [self._special.sub(" ", text) for text in texts]
         lines = self._normal_lines(plain).split("\n")
         for i, line in enumerate(lines):
             if "\0" in line:
@@ -351,7 +350,7 @@ class VocabularyTokenizer(Tokenizer):
         """Take `tokens` as the vocabulary and, behind them, the first `limit` of the `ranked` words that they lack."""
         # A character's `##x` and the word `##x` are the same token.
         added = new_words(ranked, set(tokens), limit)
-        if len(tokens) + len(added) == len(SPECIAL_TOKENS):
+        if not added and set(tokens) <= set(SPECIAL_TOKENS):
             raise ValueError(f"vocab: the texts hold nothing that occurs min_count={self.min_count} times")
         self.set_vocabulary(tokens + added, origin._replace(added=len(added)))
 
@@ -382,7 +381,7 @@ class VocabularyTokenizer(Tokenizer):
         self._require_built()
         tokens = []
         end = 0
-        for match in _SPECIAL.finditer(text):
+        for match in self._special.finditer(text):
             tokens += self._analyse_plain(text, end, match.start())
             end = match.end()
             special = match.group()
@@ -439,7 +438,7 @@ class VocabularyTokenizer(Tokenizer):
         joined = self._normal_lines(texts)
         if "\0" in joined or "[" in joined:
             for i, (text, line) in enumerate(zip(texts, joined.split("\n"), strict=True)):
-                if "\0" in line or ("[" in line and _SPECIAL.search(text)):
+                if "\0" in line or ("[" in line and self._special.search(text)):
                     exact[i] = pack(self.analyse(text))
                     texts[i] = ""
             joined = self._normal_lines(texts)
@@ -506,8 +505,7 @@ class VocabularyTokenizer(Tokenizer):
     # Back to text, to disk, to another process
 
     def decode(self, ids: Iterable[int]) -> str:
-        special = set(self.special_ids)
-        return join_tokens([self.vocab[i] for i in ids if i not in special])
+        return join_tokens([self.vocab[i] for i in ids if i not in self.textless_ids])
 
     def save(self, directory: str, max_length: int | None = None) -> None:
         """Write vocab.txt, the stock class's two JSON files, our notes and the user dictionary."""
@@ -516,11 +514,13 @@ class VocabularyTokenizer(Tokenizer):
 
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        length = {} if max_length is None else {"model_max_length": max_length}
+        options = {} if max_length is None else {"model_max_length": max_length}
+        if self.mask_id is None:
+            options["mask_token"] = None  # else it is given an id that the model has not
         # RoFormer's class would give no segment ids for pairs of texts.
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
         stock = getattr(transformers, self.stock_class)(
-            vocab=self.index, do_lower_case=self.lowercase, model_input_names=inputs, **length
+            vocab=self.index, do_lower_case=self.lowercase, model_input_names=inputs, **options
         )
         stock.save_pretrained(directory)
         # As bytes: a text file would write "\r\n" on Windows.
@@ -531,6 +531,10 @@ class VocabularyTokenizer(Tokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_memo": None, "_table": None}
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tokens)))
 
 
 def pack(tokens: list[Token]) -> Encodings:

@@ -29,8 +29,8 @@ class WordTokenizer(VocabularyTokenizer):
     texts: their characters, and words.
 
     Args:
-        vocab: path of a vocab.txt (one token a line, empty lines keep their id) or the tokens themselves. It
-            goes before `init_from`.
+        vocab: path of a vocab.txt (one token a line, empty lines keep their id) or the tokens themselves, [PAD],
+            [UNK], [CLS] and [SEP] among them, and [MASK] for a masked model. It goes before `init_from`.
         init_from: a run directory, an export, a Hugging Face directory or a hub name, whose vocabulary and
             user dictionary are taken. With neither, `build` makes the vocabulary from the training texts.
         user_dict: path of a jieba dictionary, `word [count [tag]]` a line; jieba then segments in the place

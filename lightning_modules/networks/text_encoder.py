@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    AttentionInterface,
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
 )
-from transformers.utils import logging as transformers_logging
 
 from datamodules.batch import TokenBatch
-from datamodules.tokenizers.base import resolve_pretrained
 from datamodules.tokenizers.expansion import RowSources
 from lightning_modules.networks import attention as unpadded
 from lightning_modules.networks.base import Backbone
+from lightning_modules.networks.flat import FlatTransformer, load_pretrained, probe_batch, quiet
 from lightning_modules.precision import in_full
 
 log = logging.getLogger(__name__)
 
-PROBE = "unpadded_probe"
 POOLINGS = ("cls", "mean", "max")
 # What the architectures call the projections that LoRA's paper adapts: of queries and values.
 QUERIES_AND_VALUES = frozenset(
@@ -40,7 +34,7 @@ QUERIES_AND_VALUES = frozenset(
 )
 
 
-class TextEncoder(Backbone):
+class TextEncoder(FlatTransformer, Backbone):
     """An encoder, with or without its masked-LM head: BERT from scratch, or any that transformers loads.
 
     Args:
@@ -98,11 +92,10 @@ class TextEncoder(Backbone):
         self.init_from = init_from if network_config is None else None
         self.lora = None if lora is None else _lora_config(lora)
         self.model: nn.Module | None = None
-        self._compile_options: dict[str, Any] | None = None
         if network_config is not None:
             self.config = AutoConfig.for_model(**network_config)
         elif init_from is not None:
-            self.config = _load(AutoConfig, init_from)
+            self.config = load_pretrained(AutoConfig, init_from)
         else:
             self.config = BertConfig(
                 hidden_size=hidden_size,
@@ -117,26 +110,8 @@ class TextEncoder(Backbone):
             )
 
     @property
-    def longest_row(self) -> int | None:
-        """Tokens that the positions reach; None where they have no limit."""
-        return getattr(self.config, "max_position_embeddings", None)
-
-    def check_corpus(self, datamodule: Any) -> None:
-        reach = self.longest_row
-        if reach is not None and datamodule.max_length > reach:
-            raise ValueError(
-                f"data.max_length={datamodule.max_length}: the model's positions reach {reach} tokens "
-                "(model.backbone.max_position_embeddings)"
-            )
-
-    @property
     def hidden_size(self) -> int:
         return self.config.hidden_size
-
-    @property
-    def network_config(self) -> dict[str, Any]:
-        """The transformers configuration."""
-        return self.config.to_dict()
 
     def build(self, facts: dict[str, Any], rows: RowSources | None = None) -> None:
         """Make the weights, once.
@@ -168,22 +143,11 @@ class TextEncoder(Backbone):
                     f"{vocab_size}; use the checkpoint's own vocabulary (leave tokenizer.vocab alone) or "
                     "model.expand_vocabulary"
                 )
-            with _quiet():  # transformers warns of architectures that take no attention by name
+            with quiet():  # transformers warns of architectures that take no attention by name
                 self.attention = self._choose_attention(self.wanted_attention)
             if self.lora is not None:
                 self._add_lora()
-        if self._compile_options is not None:
-            self.compile(**self._compile_options)
-
-    def compile(self, **options: Any) -> None:
-        """torch.compile, in place, for the encoder without its head; `build` does it where the weights are to come.
-
-        Batches differ in their numbers of tokens and rows: sizes are symbols from the start, so there is one graph for
-        training and one for evaluation (one more where two sizes of the first batch happen to be equal).
-        """
-        self._compile_options = options
-        if self.model is not None:
-            self.model.base_model.compile(dynamic=True, **options)
+        self._compile_if_asked()
 
     def _make(self, vocab_size: int, pad_id: int) -> nn.Module:
         auto_class = AutoModelForMaskedLM if self.with_head else AutoModel
@@ -193,27 +157,12 @@ class TextEncoder(Backbone):
                 self.config.vocab_size, self.config.pad_token_id = vocab_size, pad_id
             model = auto_class.from_config(self.config)
         else:
-            on_disk = Path(self.init_from).expanduser().is_dir()
-            with _quiet(progress_bars=not on_disk):  # a download is worth a bar
-                model, report = _load(
-                    auto_class,
-                    self.init_from,
-                    output_loading_info=True,
-                    dtype=torch.float32,
-                    ignore_mismatched_sizes=True,
-                )
-            if report["mismatched_keys"]:
-                names = sorted(key[0] for key in report["mismatched_keys"])
-                raise ValueError(
-                    f"init_from={self.init_from}: the weights have other sizes than its config.json says: {names}"
-                )
-            new = report["missing_keys"]
+            model, new = self._loaded(auto_class)
         if not self.with_head and self.pooling != "cls" and getattr(model, "pooler", None) is not None:
             # Nothing would use its parameters, for which DDP waits. Not every architecture takes None for it.
             model.pooler = nn.Identity()
             new = {name for name in new if not name.startswith("pooler.")}
-        if new:
-            log.warning(f"init_from={self.init_from}: not in the checkpoint, hence new: {sorted(new)}")
+        self._tell_new(new)
         return model
 
     def _add_lora(self) -> None:
@@ -284,7 +233,7 @@ class TextEncoder(Backbone):
         """The last layer's states [T, H]; `input_ids` [T] stand in for the batch's own."""
         ids = batch.input_ids if input_ids is None else input_ids
         if self.attention == "unpadded":
-            return self._unpadded(batch, ids)
+            return self.flat_states(batch, ids)
         return batch.flat(self.model.base_model(**self._padded(batch, ids))[0])
 
     def encode(self, batch: TokenBatch) -> Tensor:
@@ -317,7 +266,7 @@ class TextEncoder(Backbone):
 
     def save(self, directory: Path) -> None:
         """Write configuration and weights as stock transformers reads them."""
-        with _quiet():
+        with quiet():
             self.merged().save_pretrained(directory)
 
     def merged(self) -> nn.Module:
@@ -347,7 +296,7 @@ class TextEncoder(Backbone):
         )
         model = self.merged()
         stock = self._stock_classifier(model, head)
-        with _quiet():
+        with quiet():
             (model if stock is None else stock).save_pretrained(directory)
         return stock is not None
 
@@ -367,7 +316,7 @@ class TextEncoder(Backbone):
         if missing or unused:
             return None
         own[0].load_state_dict(head.state_dict())
-        batch = _probe_batch(self.config.vocab_size)
+        batch = probe_batch(self.config.vocab_size)
         network, head = (copy.deepcopy(module).float().cpu().eval() for module in (self, head))
         logits = stock(**self._padded(batch, batch.input_ids)).logits
         return stock if torch.allclose(logits, head(network.encode(batch)), atol=1e-4, rtol=0) else None
@@ -389,7 +338,7 @@ class TextEncoder(Backbone):
     def _head(self) -> nn.Module | None:
         return getattr(self.model, "cls", None) or getattr(self.model, "lm_head", None)
 
-    def _unpadded(self, batch: TokenBatch, ids: Tensor) -> Tensor:
+    def flat_states(self, batch: TokenBatch, ids: Tensor) -> Tensor:
         return self.model.base_model(
             input_ids=ids[None],
             token_type_ids=self._segments(batch)[None],
@@ -406,71 +355,6 @@ class TextEncoder(Backbone):
         # RoBERTa knows a single one.
         one = getattr(self.config, "type_vocab_size", 2) == 1
         return torch.zeros_like(batch.segment_ids) if one else batch.segment_ids
-
-    def _choose_attention(self, wanted: str) -> Literal["unpadded", "padded"]:
-        if wanted == "padded":
-            return "padded"
-        stock = self.config._attn_implementation
-        reason = self._why_not_unpadded()
-        if reason is None:
-            self.model.set_attn_implementation(unpadded.NAME)
-            return "unpadded"
-        self.model.set_attn_implementation(stock)
-        if wanted == "unpadded":
-            raise ValueError(
-                f"attention=unpadded: {type(self.model).__name__} cannot: {reason}; use attention=auto"
-            )
-        log.info(f"{type(self.model).__name__} runs on padded batches: {reason}")
-        return "padded"
-
-    @torch.no_grad()
-    def _why_not_unpadded(self) -> str | None:
-        """Why this architecture must not run on flat rows, or None.
-
-        Some architectures accept the attention's name and never call it: every row then attends to every other,
-        silently. Others count positions in a way of their own. So it is tried: change row A, and row B must stay as
-        it was, and be what the stock model makes of row B alone.
-        """
-        calls = 0
-
-        def counted(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
-            nonlocal calls
-            calls += 1
-            return unpadded.unpadded_attention(*arguments, **options)
-
-        AttentionInterface.register(PROBE, counted)
-        batch = _probe_batch(self.config.vocab_size).to(next(self.parameters()).device)
-        ids = batch.input_ids
-        changed = torch.cat((ids[:3].flip(0), ids[3:]))
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            stock = self.model.base_model(input_ids=ids[None, 3:])[0][0]
-            self.model.set_attn_implementation(PROBE)
-            before, after = (self._unpadded(batch, x)[3:] for x in (ids, changed))
-        except Exception as error:
-            return f"it does not take flat rows ({type(error).__name__}: {error})"
-        finally:
-            self.model.train(was_training)
-        if not calls:
-            return "it does not call transformers' attention interface"
-        if not torch.equal(before, after):
-            return "one row's tokens change another row's outputs"
-        if not torch.allclose(before, stock, atol=1e-3, rtol=1e-3):
-            return "a row's outputs differ from those of the row alone"
-        return None
-
-
-def _probe_batch(vocab_size: int) -> TokenBatch:
-    """Rows of 3 and 4 tokens."""
-    return TokenBatch.from_numpy(
-        input_ids=np.arange(5, 12) % vocab_size,
-        lengths=np.array([3, 4]),
-        char_counts=np.ones(7),
-        word_starts=np.ones(7, dtype=bool),
-        text_starts=np.zeros(7, dtype=bool),
-        row_ids=np.arange(2),
-    )
 
 
 def _lora_config(options: dict[str, Any]) -> Any:
@@ -493,30 +377,3 @@ def _lora_config(options: dict[str, Any]) -> Any:
     if isinstance(targets, str):
         raise ValueError(f"model.lora.target_modules={targets}: must be a list; type [{targets}]")
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
-
-
-@contextmanager
-def _quiet(progress_bars: bool = False) -> Iterator[None]:
-    """transformers draws a progress bar for a single file of weights, over the lines of a run, and prints a table of
-    what a checkpoint has too much or lacks, of which what matters is told here."""
-    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    if not progress_bars:
-        transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _load(auto_class: type, source: str, **options: Any) -> Any:
-    path = resolve_pretrained(source)
-    try:
-        return auto_class.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"init_from={source}: cannot be loaded ({error}); give a run directory, an export/ or Hugging Face "
-            "directory on disk, or set HF_ENDPOINT to a mirror of the hub"
-        ) from error

@@ -31,6 +31,7 @@ from datamodules import cache, files
 from datamodules.cache import written_whole
 from datamodules.clue import CLUE
 from datamodules.corpus import BadRows, DataError, Row
+from datamodules.dialogue import DIALOGUE_KEYS
 from datamodules.encoding import RowEncoder
 from datamodules.files import find_files
 from datamodules.lccc import LCCC
@@ -646,6 +647,7 @@ def test_a_bad_row_of_clue(tmp_path, case, name):
     assert skipped(make, 1) == [("一",), ("三",)]
 
 
+NO_DIALOGUE = f"none of the keys {', '.join(DIALOGUE_KEYS)}"
 TURNS = {
     "one turn": (["二"], "a dialogue of one turn, data.min_turns=2 are needed"),
     "no turn": ([], "a dialogue of no turn, data.min_turns=2 are needed"),
@@ -657,7 +659,7 @@ TURNS = {
     "NUL": (["二", "二\0"], "turn 2: a NUL character in the text (character 2)"),
     "half a pair": (["二", "二\ud83d"], "turn 2: half a surrogate pair in the text (character 2)"),
     "text": ("二", 'no dialogue (an array of texts), str "二"'),
-    "other key": ({"turns": ["二", "二"]}, "no key 'dialog' (it has: 'turns')"),
+    "other key": ({"talk": ["二", "二"]}, f"{NO_DIALOGUE} (it has: 'talk')"),
     "key without dialogue": ({"dialog": None}, "no dialogue (an array of texts), NoneType null"),
 }
 
@@ -688,7 +690,7 @@ def lccc_of(tmp_path: Path, path: Path, **options):
 @pytest.mark.parametrize(
     "column, said",
     [({"dialog": ["一", "二"]}, 'no dialogue (an array of texts), str "一"'),
-     ({"turns": [["一", "二"]]}, "no key 'dialog' (it has: 'turns')"),
+     ({"talk": [["一", "二"]]}, f"{NO_DIALOGUE} (it has: 'talk')"),
      ({"dialog": [["一", None]]}, "turn 2: no text but NoneType null")],
 )  # fmt: skip
 def test_dialogues_of_parquet(tmp_path, column, said):

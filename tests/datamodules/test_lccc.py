@@ -12,7 +12,8 @@ import pytest
 from real_data import needs_real_data, real
 
 from datamodules.corpus import DataError, Row
-from datamodules.lccc import LCCC, despaced
+from datamodules.dialogue import despaced
+from datamodules.lccc import LCCC
 from datamodules.tokenizers.char import CharTokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

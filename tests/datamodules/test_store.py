@@ -14,6 +14,7 @@ from datamodules.encoding import RowEncoder
 from datamodules.plan import evaluation_batches
 from datamodules.store import TokenStore, open_or_build
 from datamodules.text import TextDataModule, TextInput
+from datamodules.tokenizers.base import Encodings
 from datamodules.tokenizers.word import WordTokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -292,6 +293,33 @@ def test_pairs_of_a_prediction_are_prepared_like_rows(tmp_path, tokenizer):
     assert inputs.shown("今天") == {"text": "今天"}
     assert inputs.shown(pairs[0]) == {"text": "今天天气", "text_pair": "很好"}
     assert inputs.shown(("一", "二", "三")) == {"text": ["一", "二", "三"]}
+
+
+class Bytes:
+    """As byte-level tokenizers: three tokens a Chinese character."""
+
+    vocab_size, cls_id, sep_id, unk_id = 258, 256, 257, None
+
+    def encode_batch(self, texts):
+        ids = np.frombuffer("".join(texts).encode(), dtype=np.uint8).astype(np.int32)
+        lengths = np.array([len(text.encode()) for text in texts])
+        return Encodings(ids, np.ones(len(ids), np.uint16), np.ones(len(ids), bool), lengths)
+
+
+@pytest.mark.parametrize(
+    "truncation, expected",
+    [
+        ("first_turns", ["ab|你好呀|cd|", "ab|cd|", "你好呀你好呀|", "你好你好你好|"]),
+        ("last_turns", ["cd|你好|", "ab|cd|", "你好呀你好呀|", "x|"]),
+    ],
+)
+def test_dialogues_of_many_tokens_a_character_lose_whole_turns(truncation, expected):
+    rows = [("ab", "你好呀", "cd", "你好"), ("ab", "cd"), ("你好呀你好呀你好",), ("你好你好你好你好", "x")]
+    encoded = RowEncoder(Bytes(), 20, truncation)([Row(turns) for turns in rows])
+    assert (encoded.lengths <= 20).all() and encoded.truncated == 3
+    readable = encoded.tokens[encoded.tokens != Bytes.cls_id]
+    text = b"".join(b"|" if token == Bytes.sep_id else bytes([token]) for token in readable.tolist())
+    assert text.decode() == "".join(expected)
 
 
 def test_max_length_must_hold_a_text():

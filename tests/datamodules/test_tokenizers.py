@@ -9,11 +9,14 @@ import sys
 import unicodedata
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from real_data import REAL_DATA, needs_real_data
 
+from datamodules.corpus import Row
+from datamodules.encoding import RowEncoder
 from datamodules.tokenizers.base import load_tokenizer, resolve_pretrained
 from datamodules.tokenizers.char import CharTokenizer
 from datamodules.tokenizers.pretrained import PretrainedTokenizer
@@ -36,6 +39,19 @@ VOCAB = [
     "р",
     "か",
     "##か",
+]
+# As CDial-GPT's.
+DIALOGUE_VOCAB = [
+    "[CLS]",
+    "[PAD]",
+    "[SEP]",
+    "[UNK]",
+    *VOCAB[5:],
+    "mask",
+    "[",
+    "]",
+    "[speaker1]",
+    "[speaker2]",
 ]
 
 TEXTS = [
@@ -371,7 +387,7 @@ def test_stock_transformers_loads_the_export(kind: str, lowercase: bool, tmp_pat
 
 
 def test_pretrained_wraps_any_directory(word: WordTokenizer, char: CharTokenizer, tmp_path: Path) -> None:
-    from transformers import BertTokenizer, GPT2Tokenizer
+    from transformers import BertTokenizer
 
     char.save(str(tmp_path / "a"))
     wrapped = PretrainedTokenizer(str(tmp_path / "a"))
@@ -389,11 +405,126 @@ def test_pretrained_wraps_any_directory(word: WordTokenizer, char: CharTokenizer
     roformer = pickle.loads(pickle.dumps(PretrainedTokenizer(str(tmp_path / "word"))))
     assert roformer.encode(TEXTS[0]) == word.encode(TEXTS[0])
 
-    GPT2Tokenizer(vocab={"<|endoftext|>": 0, "a": 1}, merges=[]).save_pretrained(tmp_path / "gpt")
-    with pytest.raises(ValueError, match="^name=.*: this tokenizer has no .*mask_token"):
-        PretrainedTokenizer(str(tmp_path / "gpt"))
     BertTokenizer(vocab=char.index).save_pretrained(tmp_path / "hf")  # only tokenizer.json, no vocab.txt
     assert CharTokenizer(init_from=str(tmp_path / "hf")).vocab == char.vocab
+
+
+# ---- dialogue models' vocabularies: no [MASK], no [UNK]
+
+
+@pytest.mark.parametrize("cls", [WordTokenizer, CharTokenizer])
+def test_a_vocabulary_without_mask_is_one_without(cls: type, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = cls(vocab=DIALOGUE_VOCAB)
+    assert tokenizer.mask_id is None and tokenizer.special_ids == (1, 3, 0, 2)
+    first, second = tokenizer.index["[speaker1]"], tokenizer.index["[speaker2]"]
+    # What a user types is text, but for the special tokens, which stay as they always did.
+    for typed in ("好[MASK]好", "[speaker1]好[speaker2]", "[SEP]好[UNK]"):
+        ids = tokenizer.encode(typed)
+        assert not {first, second} & set(ids) and (tokenizer.sep_id in ids) == ("[SEP]" in typed)
+        assert tokenizer.encode_batch(["好", typed, "今天"]).ids[1:][: len(ids)].tolist() == ids
+        assert sum(token.chars for token in tokenizer.analyse(typed)) == len(typed)
+    assert tokenizer.tokenize("[MASK]") == ["[", "mask", "]"]
+    said = [tokenizer.cls_id, first, *tokenizer.encode("今天好"), tokenizer.sep_id, second, 1, 3]
+    assert tokenizer.decode(said) == "今天好"
+
+    tokenizer.save(str(tmp_path), max_length=32)
+    stock = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert stock.get_vocab() == tokenizer.index and len(stock) == tokenizer.vocab_size
+    for copy in (
+        load_tokenizer(str(tmp_path)),
+        cls(init_from=str(tmp_path)),
+        PretrainedTokenizer(str(tmp_path)),
+    ):
+        assert copy.vocab == DIALOGUE_VOCAB and copy.mask_id is None
+        assert copy.special_ids == tokenizer.special_ids
+        assert copy.decode(said) == "今天好"
+        assert copy.encode("[MASK]今天[speaker1]好") == tokenizer.encode("[MASK]今天[speaker1]好")
+        assert stock.encode("[MASK]今天[speaker1]好")[1:-1] == copy.encode("[MASK]今天[speaker1]好")
+
+
+def test_names_in_brackets_are_not_said() -> None:
+    tokenizer = CharTokenizer(vocab=[*SPECIAL_TOKENS, "[unused1]", "", "[", "]", "[]", "好"])
+    assert tokenizer.textless_ids == {0, 1, 2, 3, 4, 5, 6}
+    assert tokenizer.decode(range(11)) == "[][]好"
+
+
+def byte_level(directory: Path, **special: str | None) -> str:
+    """A tokenizer as GPT-2's in `directory`, where 今天 has a token and other ideographs have one a byte."""
+    from tokenizers import pre_tokenizers, trainers
+    from tokenizers.implementations import ByteLevelBPETokenizer
+    from transformers import GPT2Tokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained._tokenizer.train_from_iterator(
+        ["今天今天"] * 3,
+        trainers.BpeTrainer(
+            vocab_size=266,
+            special_tokens=["<|endoftext|>", "<s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    GPT2Tokenizer(vocab=model["vocab"], merges=merges, **special).save_pretrained(directory)
+    return str(directory)
+
+
+def test_bytes_as_tokens(char: CharTokenizer, tmp_path: Path) -> None:
+    tokenizer = PretrainedTokenizer(byte_level(tmp_path / "gpt"))
+    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id) == (0, 0, 0)
+    assert tokenizer.unk_id is None and tokenizer.mask_id is None and tokenizer.special_ids == (0,)
+    texts = [text for text in TEXTS if "\ud83d" not in text and "[" not in text]
+    for text in texts:
+        tokens = tokenizer.analyse(text)
+        assert sum(t.chars for t in tokens) == sum(t.chars for t in char.analyse(text)), text
+        assert tokenizer.decode([0, *(t.id for t in tokens), 0]) == text
+
+    ids = tokenizer.encode("今天好😀")
+    for length in range(len(ids) + 1):  # as a reply grows
+        assert "今天好😀".startswith(tokenizer.decode(ids[:length]).rstrip("\ufffd"))
+    rows = RowEncoder(tokenizer, max_length=64)([Row(("今天", "好")), Row("好")])
+    assert rows.unknown == 0 and rows.lengths.tolist() == [1 + 1 + 1 + 3 + 1, 1 + 3 + 1]
+
+    tokenizer.save(str(tmp_path / "saved"))
+    for copy in (load_tokenizer(str(tmp_path / "saved")), pickle.loads(pickle.dumps(tokenizer))):
+        assert copy.fingerprint == tokenizer.fingerprint and copy.special_ids == (0,)
+        assert copy.decode(copy.encode("今天好😀")) == "今天好😀"
+
+
+@pytest.mark.parametrize(
+    ("special", "expected"),  # cls, sep, pad, unknown
+    [
+        ({"bos_token": "<s>"}, (1, 0, 0, None)),
+        ({"bos_token": None}, (0, 0, 0, None)),
+        ({"pad_token": "<s>", "unk_token": None}, (0, 0, 1, None)),
+        ({"sep_token": "<s>"}, (0, 1, 0, None)),
+        ({"eos_token": None, "bos_token": None, "sep_token": "<s>", "unk_token": "!"}, (1, 1, 1, 2)),
+    ],
+)
+def test_bos_and_eos_stand_in(special: dict, expected: tuple, tmp_path: Path) -> None:
+    tokenizer = PretrainedTokenizer(byte_level(tmp_path / "a", **special))
+    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.unk_id) == expected
+    # Rows differ though the texts' tokens do not: the caches must.
+    stock = PretrainedTokenizer(byte_level(tmp_path / "b"))
+    assert (tokenizer.fingerprint == stock.fingerprint) == (expected[:2] == (0, 0))
+
+
+def test_a_masked_model_says_that_the_vocabulary_has_no_mask() -> None:
+    from lightning_modules.wobert import WoBERT
+
+    backbone = {"_target_": "lightning_modules.networks.text_encoder.TextEncoder"}
+    facts = {"mask_id": None}
+    corpus = SimpleNamespace(provides={"text"}, tokenizer=CharTokenizer(vocab=DIALOGUE_VOCAB), max_length=32)
+    message = r"^tokenizer: the vocabulary has no \[MASK\], .* model=dialogpt"
+    with pytest.raises(ValueError, match=message):
+        WoBERT(backbone).check_corpus(corpus)
+    with pytest.raises(ValueError, match=message):
+        WoBERT(backbone, facts=facts).configure_model()
+    corpus.tokenizer = CharTokenizer()  # will be built, with a [MASK]
+    WoBERT(backbone).check_corpus(corpus)
 
 
 # ---- mistakes
@@ -404,6 +535,7 @@ def test_mistakes_name_the_option(
 ) -> None:
     no_unk = tmp_path / "no_unk.txt"
     no_unk.write_text("[PAD]\n[CLS]\n[SEP]\n[MASK]\n", encoding="utf-8")
+    no_sep = [token for token in DIALOGUE_VOCAB if token != "[SEP]"]
     latin1 = tmp_path / "latin1.txt"
     latin1.write_bytes(b"[PAD]\n\xe9\n")
     (tmp_path / "empty").mkdir()
@@ -415,6 +547,12 @@ def test_mistakes_name_the_option(
     cases = [
         (WordTokenizer, {"vocab": "none.txt"}, "vocab=none.txt: no such file"),
         (WordTokenizer, {"vocab": str(no_unk)}, r"vocab=.*no_unk.txt: lacks \[UNK\]"),
+        (CharTokenizer, {"vocab": no_sep}, r"vocab=.*: lacks \[SEP\]; a vocabulary needs .* \[SEP\]$"),
+        (
+            PretrainedTokenizer,
+            {"name": byte_level(tmp_path / "gpt", eos_token=None)},
+            "name=.*: this tokenizer has no token that ends a turn .*tokenizer=char",
+        ),
         (WordTokenizer, {"vocab": str(latin1)}, "vocab=.*latin1.txt: is not UTF-8"),
         (
             CharTokenizer,
@@ -494,6 +632,23 @@ def test_published_vocabularies_round_trip(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "vocab.txt").read_bytes().split(b"\n")[:-1] == [t.encode() for t in tokenizer.vocab]
     if name == "wobert_chinese_base":
         assert tokenizer.vocab[242] == "" and tokenizer.index["一个"] == 13586
+
+
+@needs_real_data
+def test_cdial_gpt_s_vocabulary_round_trips(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "vocab.txt").write_bytes(Path(real_vocabulary("cdial-gpt")).read_bytes())
+    tokenizer = CharTokenizer(init_from=str(published))
+    assert tokenizer.vocab_size == 13088 and tokenizer.special_ids == (1, 3, 0, 2)
+    tokenizer.save(str(tmp_path / "saved"))
+    stock = AutoTokenizer.from_pretrained(str(tmp_path / "saved"))
+    assert stock.get_vocab() == tokenizer.index == load_tokenizer(str(tmp_path / "saved")).index
+    text = "你[MASK]好[speaker1]，iPhone真好"
+    assert stock.encode(text) == [tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]
+    assert tokenizer.decode(range(13084, 13088)) == tokenizer.decode(range(13084, 13086))
 
 
 @needs_real_data

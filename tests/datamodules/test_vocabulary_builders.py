@@ -51,6 +51,7 @@ def test_simplified_leaves_out_what_bert_can_never_give() -> None:
         "##ab",
     ]
     assert simplified(simplified(CHARACTERS)) == simplified(CHARACTERS)
+    assert simplified(["[CLS]", "天", *SPECIAL_TOKENS[:2], "[SEP]"]) == [*SPECIAL_TOKENS[:4], "天"]
     assert not has_words(CHARACTERS) and has_words([*CHARACTERS, "今天"])
 
 
@@ -87,6 +88,15 @@ def test_jieba_s_words_on_top_of_characters_as_the_article() -> None:
 def test_a_vocabulary_with_words_keeps_them_and_its_ids() -> None:
     vocab = [*CHARACTERS, "今天", "天气"]
     assert WordTokenizer(vocab=vocab, add_words=3).vocab[:-3] == vocab
+
+
+def test_words_on_top_of_a_vocabulary_without_mask() -> None:
+    needed = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
+    tokenizer = WordTokenizer(vocab=needed, words="corpus", add_words=1)
+    tokenizer.build(TEXTS, progress=False)
+    assert tokenizer.vocab == [*needed, "今天"] and tokenizer.mask_id is None
+    with pytest.raises(ValueError, match="^vocab: the texts hold nothing"):
+        WordTokenizer(vocab=needed, words="corpus", add_words=1).build(["好"], progress=False)
 
 
 def test_a_list_goes_by_count_and_its_words_come_out(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_a_users_own_config_and_class(own):
         "model.facts: no such option of Mine (there are: width, rate)",
     ]
     assert told(own, "model=mne") == [
-        "model=mne: there is no model/mne; did you mean mine? (there are: bert, classifier, mine, wobert)"
+        "model=mne: there is no model/mne; did you mean mine? (there are: bert, classifier, dialogpt, mine, wobert)"
     ]
 
 
@@ -271,7 +271,7 @@ def test_hydra_searchpath(own):
 
 def test_what_the_technique_needs_the_corpus_must_provide(own):
     assert told(own, "data=labels") == [
-        "model=wobert: needs text, which data=labels does not provide; use data=clue or data=lccc or data=text",
+        "model=wobert: needs text, which data=labels does not provide; use data=clue or data=dialogue or data=lccc or data=text",
     ]
     assert told(own, "model=mine", "data=lccc") == [
         "model=mine: needs label, which data=lccc does not provide; use data=clue or data=text",

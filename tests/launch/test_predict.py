@@ -18,6 +18,7 @@ from launch.predict import load_for_prediction, load_technique, read_queries
 from lightning_modules.classifier import Classifier
 
 TEXTS = TextInput(CharTokenizer(vocab=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "天"]), 16)
+DIALOGUES = TextInput(TEXTS.tokenizer, 16, dialogues=True)
 VECTORS = ArrayInput((2,))
 CLASSIFIER = "lightning_modules.classifier.Classifier"
 
@@ -111,6 +112,75 @@ def test_records_that_cannot_be_used_are_all_told(tmp_path):
     )
     assert "line 3: no key 'sentence2' (it has: 'sentence1')" in told
     assert "line 5: no JSON object, list" in told
+
+
+def test_typed_dialogues():
+    typed = OmegaConf.create(["天地", ["天", "地"], ["玄黄"], 2024, ["一", "二", "三"]])
+    assert contents(typed, DIALOGUES) == [("天地",), ("天", "地"), ("玄黄",), ("2024",), ("一", "二", "三")]
+    with pytest.raises(DataError, match="predict.input, item 2: empty text"):
+        read_queries(OmegaConf.create(["天", ["地", ""]]), DIALOGUES)
+
+
+def test_files_of_dialogues(tmp_path):
+    (tmp_path / "a.txt").write_text("天\t地\n 玄 \n", encoding="utf-8")
+    for name in ("a.txt", "a.tsv", "a"):
+        (tmp_path / name).write_bytes((tmp_path / "a.txt").read_bytes())
+        assert read_queries(str(tmp_path / name), DIALOGUES) == [(("天", "地"), None), (("玄",), None)]
+    records = [
+        {"id": 7, "history": ["天"], "reply": "地"},
+        {"idx": 0, "messages": [{"role": "user", "content": "玄"}]},
+    ]
+    expected = [(("天", "地"), 7), (("玄",), 0), (("黄",), None)]
+    assert read_queries(lines(tmp_path / "a.jsonl", *records, ["黄"]), DIALOGUES) == expected
+    (tmp_path / "a.json").write_text(json.dumps({"train": [["天"]], "test": records}), encoding="utf-8")
+    assert read_queries(str(tmp_path / "a.json"), DIALOGUES) == expected[:2]
+
+
+def test_spaces_of_segmented_dialogues_go(tmp_path):
+    segmented, plain = ["今天 天气 很 好", "是 的"], ["iPhone 15 很好", "晚上好 大家"]
+    assert contents(OmegaConf.create([segmented]), DIALOGUES) == [("今天天气很好", "是的")]
+    assert contents(lines(tmp_path / "a.jsonl", segmented, ["你 好"]), DIALOGUES)[1] == ("你好",)
+    assert contents(OmegaConf.create([plain]), DIALOGUES) == [tuple(plain)]
+    assert contents(OmegaConf.create([segmented])) == [tuple(segmented)]
+
+
+def test_bad_dialogues_are_all_told(tmp_path):
+    path = lines(tmp_path / "a.jsonl", ["天"], [], ["天", ""], {"text": "天"}, "天")
+    with pytest.raises(DataError) as caught:
+        read_queries(path, DIALOGUES)
+    told = str(caught.value)
+    assert told.startswith("4 bad rows:")
+    assert "line 2: a dialogue of no turn" in told and "line 3: turn 2: empty text" in told
+    assert "line 4: none of the keys dialog, " in told and "(it has: 'text')" in told
+    assert 'line 5: no dialogue (an array of texts), str "天"' in told
+    (tmp_path / "a.csv").write_text("text\n天\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"dialogues are read from txt, .* not from csv"):
+        read_queries(str(tmp_path / "a.csv"), DIALOGUES)
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(DataError, match="holds arrays, and the run was trained on texts"):
+        read_queries(str(tmp_path / "a.npy"), DIALOGUES)
+
+
+@pytest.mark.parametrize(
+    "inputs, options, kept",
+    [
+        (DIALOGUES, {}, (4, 5)),
+        (DIALOGUES, {"max_length": 10}, (5,)),
+        (DIALOGUES, {"max_length": 5}, (3,)),
+        (DIALOGUES, {"truncation": "first_turns"}, (6, 4)),
+        (DIALOGUES, {"truncation": "longest", "max_length": 13}, (3, 3, 3)),
+        (DIALOGUES, {"max_length": 30}, (6, 4, 5)),
+        (TEXTS, {}, (4, 4, 4)),
+    ],
+)
+def test_a_dialogue_that_is_too_long_loses_its_oldest_turns(inputs, options, kept):
+    batch = inputs.encode([("天" * 6, "天" * 4, "天" * 5)], **options)
+    cls, sep, char = 2, 3, 5
+    assert batch.input_ids.tolist() == [cls, *(token for turn in kept for token in [*[char] * turn, sep])]
+    assert batch.segment_ids.tolist() == [
+        0,
+        *(place % 2 for place, turn in enumerate(kept) for _ in range(turn + 1)),
+    ]
 
 
 def test_arrays(tmp_path):
