@@ -43,12 +43,19 @@ def main() -> int:
     if arguments.web and arguments.seed is not None:
         parser.error("--seed: on the page of --web each visitor chooses one")
     page = (arguments.host or "127.0.0.1", 7860 if arguments.port is None else arguments.port)
-    # Not before the arguments are known to be right.
-    from launch.chat import main as chat
+    try:
+        # Not before the arguments are known to be right.
+        from launch.chat import main as chat
 
-    return chat(
-        arguments.path, arguments.seed, arguments.device, arguments.settings, page if arguments.web else None
-    )
+        return chat(
+            arguments.path,
+            arguments.seed,
+            arguments.device,
+            arguments.settings,
+            page if arguments.web else None,
+        )
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

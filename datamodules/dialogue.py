@@ -23,6 +23,8 @@ DIALOGUE_KEYS = (
     "dialog", "dialogue", "messages", "turns", "utterances", "conversation", "conversations", "history",
 )  # fmt: skip
 REPLY_KEYS = ("reply", "response")  # beside `history`, its next turn
+INSTRUCTIONS = ("system", "developer")  # roles that are no turns
+TOOLS = ("tool", "function")  # roles whose messages would be taken for a speaker's
 TEXT_KEYS = ("message", "content", "text", "value", "utterance")
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -203,7 +205,8 @@ def read_dialogues(path: Path, kind: str, split: Split, bad_rows: BadRows) -> It
         )
     if kind in ("txt", "tsv"):
         for place, line in read_values(path, bad_rows, "txt"):
-            yield place, [turn.strip() for turn in line.split("\t")]
+            # Spreadsheets end a line with the tabs of the columns that it lacks.
+            yield place, [turn.strip() for turn in line.rstrip("\t").split("\t")]
         return
     if kind == "parquet":
         yield from read_values(path, bad_rows, kind)
@@ -256,7 +259,7 @@ def turns_of(value: Any) -> tuple[tuple[str, ...], str | None]:
 
     Args:
         value: a list of messages, or a record that has it under one of `DIALOGUE_KEYS`; a message is a text, or a record
-            that has it under one of `TEXT_KEYS`. Messages of the role `system` are no turns.
+            that has it under one of `TEXT_KEYS`. Messages of the roles `INSTRUCTIONS` are no turns.
     """
     reply = []
     if isinstance(value, dict):
@@ -271,16 +274,27 @@ def turns_of(value: Any) -> tuple[tuple[str, ...], str | None]:
     turns = []
     for number, message in enumerate([*value, *reply], 1):
         if isinstance(message, dict):
-            if "system" in (message.get("role"), message.get("from")):
+            role = str(message.get("role") or message.get("from") or "").lower()
+            if role in INSTRUCTIONS:
                 continue
+            if role in TOOLS:
+                return (), f"turn {number}: is of the role {role}, which is no speaker"
             key = next((key for key in TEXT_KEYS if key in message), None)
             if key is None:
                 return (), f"turn {number}: {_no_key(TEXT_KEYS, message)}"
-            message = message[key]
+            message = _joined(message[key])
         if (problem := text_problem(message)) is not None:
             return (), f"turn {number}: {problem}"
         turns.append(message)
     return tuple(turns), None
+
+
+def _joined(content: Any) -> Any:
+    """The text of a message in parts, `[{"type": "text", "text": ...}]`; of other content, itself."""
+    if isinstance(content, list) and content and all(isinstance(p, dict) and "text" in p for p in content):
+        texts = [part["text"] for part in content]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else content
+    return content
 
 
 def _no_key(keys: Sequence[str], record: dict) -> str:

@@ -9,6 +9,7 @@ import ast
 import json
 import math
 import os
+import re
 import secrets
 import signal
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from datamodules.text import TextInput
     from lightning_modules.decoding import Decoding
 
+EXPORTED = ("model.safetensors", "kexue_tokenizer.json")  # and its options
 DECODING = "lightning_modules.decoding.Decoding"
 SEEDS = 2**31
 
@@ -71,7 +73,11 @@ def read_option(name: str, text: str) -> Any:
         raise ValueError(f"{name}: no such option{did_you_mean(name, parameters)}{otherwise}")
     annotation = ast.unparse(parameters[name].annotation)
     if "list" in annotation:
-        words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+        # [a,b] is a list, as for train.py; [doge] is one of Weibo's emoticons.
+        typed = text.strip()
+        if typed.startswith("[") and typed.endswith("]") and "," in typed:
+            typed = typed[1:-1]
+        words = typed.replace(",", " ").split()
         return None if words in ([], ["null"]) else words
     value: Any = text.strip()
     for number in (int, float):
@@ -80,7 +86,7 @@ def read_option(name: str, text: str) -> Any:
             break
     failure = misfit(value, parameters[name].annotation, parameters[name].module)
     if failure is not None or (isinstance(value, float) and not math.isfinite(value)):
-        words = describe(failure, name, text) if failure else "must be a finite number"
+        words = describe(failure, name, value) if failure else "must be a finite number"
         raise ValueError(f"{name}={text}: {words}")
     return value
 
@@ -240,6 +246,8 @@ HELP = """\
 A message that begins with / and a letter is a command; to say it, type a space before it."""
 COMMANDS = ("help", "set", "options", "history", "undo", "reset", "save", "quit")
 # What would move the cursor of a terminal or end a line.
+NOT_UTF8 = "What you typed is not UTF-8: nothing was sent."
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as what a terminal's bytes are where Python escapes them
 _CONTROLS = {code: " " for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
@@ -279,8 +287,8 @@ def obey(conversation: Conversation, line: str) -> str:
             conversation.reset()
             return "A new talk; the options stay."
         case "set":
-            option, _, value = rest.replace("=", " ", 1).partition(" ")
-            if not value.strip():
+            option, value = (re.match(r"(\w+)\s*[= ]\s*(.*)", rest) or re.match("()()", "")).groups()
+            if not value:
                 raise ValueError("/set NAME VALUE, for example /set top_k 20; /options lists the names")
             conversation.set(option, value)
             return f"{option} = {_as_typed(getattr(conversation.decoding, option))}"
@@ -350,11 +358,13 @@ def interactive(conversation: Conversation) -> int:
             print()
             return 0
         except UnicodeDecodeError:
-            _remark("What you typed is not UTF-8: nothing was sent.")
+            _remark(NOT_UTF8)
             continue
         try:
             if is_command(line):
                 print(obey(conversation, line))
+            elif _NOT_UTF8.search(line):
+                _remark(NOT_UTF8)
             elif (problem := problem_of(line)) is not None:
                 _remark(problem)
             else:
@@ -538,8 +548,19 @@ def check_path(path: str) -> None:
     Raises:
         ConfigError: there is no run, checkpoint or export at `path`.
     """
+    if not path:
+        raise ConfigError("RUN: is empty; name a run directory, one of its checkpoints, or an export/")
     try:
-        if not (Path(path).expanduser() / TECHNIQUE).is_file():
+        there = Path(path).expanduser()
+        if (there / TECHNIQUE).is_file():
+            lacking = [name for name in EXPORTED if not (there / name).is_file()]
+            if lacking:
+                raise ConfigError(f"{path}: holds no {lacking[0]}; copy the whole export/")
+        elif there.is_file() and there.suffix != ".ckpt":
+            raise ConfigError(f"{path}: is no checkpoint; type the run's directory, or a .ckpt file of it")
+        elif there.is_dir() and there.name == "checkpoints":
+            raise ConfigError(f"{path}: type the run's directory, {there.parent}")
+        else:
             find_checkpoint(path, ".", "predict")
     except (ValueError, OSError) as error:
         text = _of_path(error, path).partition("; to start")[0]  # a training is what that begins

@@ -187,7 +187,7 @@ def build(model: pl.LightningModule, inputs: TextInput, name: str, voice: Voice)
     names = [field.name for field in fields]
     options = [_control(gr, field, getattr(model.decoding, field.name)) for field in fields]
     seed = gr.Textbox(
-        label="seed", info="empty: another reply each time", placeholder="a whole number", render=False
+        "", label="seed", info="empty: another reply each time", placeholder="a whole number", render=False
     )
 
     async def reply(message: str, history: list[dict], seed: str, *values: Any):
@@ -304,7 +304,7 @@ def _seed(typed: str) -> int:
     try:
         return int(typed) if typed.strip() else secrets.randbits(31)
     except ValueError:
-        raise ValueError(f"seed={typed}: must be a whole number, or empty") from None
+        raise ValueError(f"seed={typed[:20]}: must be a whole number, or empty") from None
 
 
 def _shown(words: list[str] | None) -> str:

@@ -126,11 +126,13 @@ class Reply(NamedTuple):
         log_prob: of `ids` and of the end token, if it came, in nats: under the model itself, before temperature, filters
             and penalties.
         finished: the end token or a stop word came; otherwise the reply was cut at `max_length`.
+        scored: tokens of which `log_prob` is.
     """
 
     ids: list[int]
     log_prob: float
     finished: bool
+    scored: int
 
 
 class Vocabulary(NamedTuple):
@@ -216,7 +218,8 @@ class _Rules:
         self.decoding, self.vocabulary = decoding, vocabulary
         self.banned = self._spellings(decoding.banned_words)
         self.stops = self._spellings(decoding.stop_words)
-        self.never = sorted(set(vocabulary.never) - {vocabulary.end_id})
+        never = set(vocabulary.never) - {vocabulary.end_id}
+        self.never = sorted(token for token in never if token < vocabulary.size)
         # All of them see the reply's ids only: what the history says may be said again.
         self.processors = LogitsProcessorList()
         if decoding.repetition_penalty != 1:
@@ -272,12 +275,12 @@ class _Rules:
     def ended(self, ids: list[int], log_probs: list[float]) -> Reply | None:
         """The reply, if the last of `ids` ends it; `log_probs` are those of `ids`."""
         if ids[-1] == self.vocabulary.end_id:
-            return Reply(ids[:-1], math.fsum(log_probs), True)
+            return Reply(ids[:-1], math.fsum(log_probs), True, len(ids))
         kept = self._before_stop(ids, self._text(ids)) if self.stops else None
         if kept is not None:
-            return Reply(ids[:kept], math.fsum(log_probs[:kept]), True)
+            return Reply(ids[:kept], math.fsum(log_probs[:kept]), True, kept)
         if len(ids) == self.decoding.max_length:
-            return Reply(ids, math.fsum(log_probs), False)
+            return Reply(ids, math.fsum(log_probs), False, len(ids))
         return None
 
     def settled(self, ids: list[int]) -> int:
@@ -526,7 +529,7 @@ def _keys(seed: int | Sequence[int], prompts: int, copies: int) -> Tensor:
 
 
 def _per_token(reply: Reply) -> float:
-    return reply.log_prob / max(1, len(reply.ids) + reply.finished)
+    return reply.log_prob / max(1, reply.scored)
 
 
 def _sound(logits: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,16 +24,18 @@ from torch import Tensor
 from datamodules.batch import TokenBatch
 from datamodules.build import TECHNIQUE, build
 from datamodules.corpus import DataError
-from datamodules.encoding import keep_turns
 from datamodules.text import TextInput
 from datamodules.tokenizers.base import Tokenizer, load_tokenizer, resolve_pretrained
 from lightning_modules.base import Technique, Usage
 from lightning_modules.decoding import Decoding, Prompt, Reply, Vocabulary, generate, stream
 from lightning_modules.dialogue import (
+    Turn,
     Written,
     backwards,
+    batch_of_turns,
     count_targets,
     in_turns,
+    last_turns,
     turns_of_tokens,
     with_speakers,
 )
@@ -65,7 +66,7 @@ for number, text in enumerate(history):
 while len(reply) < 32 and reply[-1:] != [SEP]:
     inputs = embed(torch.tensor([ids])){added}
     with torch.no_grad():
-        reply.append(int(model(inputs_embeds=inputs).logits[0, -1].argmax()))
+        reply.append(int(model(inputs_embeds=inputs).logits[0, -1, :{size}].argmax()))
     ids, roles = ids + reply[-1:], roles + [SPEAKERS[len(history) % 2]]
 print(tokenizer.decode(reply, skip_special_tokens=True))
 ```"""
@@ -166,14 +167,9 @@ class DialoGPT(Technique):
             raise ValueError(f"loss_on={loss_on}: must be one of all, reply, null")
         if context is not None and context < 8:
             raise ValueError(f"context={context}: must be at least 8")
-        self.save_hyperparameters(
-            ignore=[
-                name
-                for name, value, kind in (("backbone", backbone, CausalLM), ("decoding", decoding, Decoding))
-                if isinstance(value, kind)
-            ]
-        )
         self.decoding: Decoding = build(decoding) or Decoding()
+        decoding = {"_target_": "lightning_modules.decoding.Decoding", **vars(self.decoding)}
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, CausalLM) else [])
         self.network: CausalLM = build(
             backbone, attention=attention, init_from=init_from, network_config=network_config
         )
@@ -181,9 +177,12 @@ class DialoGPT(Technique):
             raise ValueError(
                 f"backbone={type(self.network).__name__}: is no causal language model; type model/backbone=gpt_tiny"
             )
+        reach = self.network.longest_row
+        if context is not None and reach is not None and context > reach:
+            raise ValueError(f"context={context}: the model's positions reach {reach} tokens")
         self.replies_only = (loss_on or ("all" if form == "turns" else "reply")) == "reply"
         self.scores: ReplyScores | None = None
-        self.sampled: dict[int, tuple[list[int], ...]] = {}  # by row: its turns' tokens
+        self.sampled: dict[int, list[Turn]] = {}  # by row
         self._backward: tuple[DialoGPT, TextInput] | None = None
 
     def check_corpus(self, datamodule: Any) -> None:
@@ -205,21 +204,27 @@ class DialoGPT(Technique):
     def configure_model(self) -> None:
         if self.scores is not None:
             return
-        options = self.hparams
-        tokenizer = None
+        options, vocabulary = self.hparams, ()
         if options.facts is None:
             options.facts = self.trainer.datamodule.facts
-            tokenizer = self.trainer.datamodule.tokenizer
+            vocabulary = self.trainer.datamodule.tokenizer.vocab
         facts = options.facts
         if options.role_rows is None and (options.roles or options.form == "speakers"):
-            options.role_rows = _role_rows(tokenizer)
+            options.role_rows = _role_rows(vocabulary, facts["vocab_size"])
         if self.network.model is None:
             needed = max([facts["vocab_size"], *(row + 1 for row in options.role_rows or ())])
-            # A checkpoint that knows no roles starts as if there were none.
-            self.network.build(facts, needed, "zero" if options.form == "turns" else "drawn")
+            # In turns nobody says a role: as wrong answers everywhere those rows would be driven off.
+            self.network.build(facts, needed, facts["vocab_size"] if options.form == "turns" else None)
             options.network_config = self.network.network_config
+            if options.form == "turns" and options.roles and not _knows_roles(options.init_from):
+                self._start_without_roles()
         longest = facts["max_length"] + (options.form == "speakers")
         self.scores = ReplyScores(facts["unk_id"], facts["train_characters"], longest)
+
+    @torch.no_grad()
+    def _start_without_roles(self) -> None:
+        """A checkpoint that knows none is then what it was; a model from scratch learns its first words sooner."""
+        self.network.model.get_input_embeddings().weight[self.hparams.role_rows] = 0
 
     def count_targets(self, batch: TokenBatch) -> int:
         """Targets of a batch, asked on the CPU while it is assembled."""
@@ -260,12 +265,15 @@ class DialoGPT(Technique):
         return index, torch.cat(parts)
 
     def on_validation_start(self) -> None:
-        self._check_evaluated_rows()
+        self._start_evaluation()
 
     def on_test_start(self) -> None:
-        self._check_evaluated_rows()
+        self._start_evaluation()
 
-    def _check_evaluated_rows(self) -> None:
+    def _start_evaluation(self) -> None:
+        # What one that was broken off has left behind.
+        self.scores.reset()
+        self.sampled = {}
         try:
             self._check_reach(self.trainer.datamodule)
         except ValueError as error:
@@ -275,7 +283,7 @@ class DialoGPT(Technique):
         written = self.written(batch)
         rows, ids = written.batch, written.batch.input_ids
         index, losses = self._all_losses(written, written.replies if self.replies_only else written.targets)
-        self.scores.update_loss(losses.sum(dtype=torch.float64), len(losses))
+        self.scores.update_loss(losses.sum(dtype=self.scores.nll.dtype), len(losses))
         of_reply = written.replies[index]
         index = index[of_reply]
         self.scores.update(
@@ -296,10 +304,12 @@ class DialoGPT(Technique):
             start, end = batch.cu_seqlens[row : row + 2].tolist()
             ids, turn = batch.input_ids[start + 1 : end], turns[start + 1 : end]
             counts = torch.bincount(turn).tolist()
-            if len(counts) > 1:  # without [SEP]
-                self.sampled[int(batch.row_ids[row])] = tuple(
-                    part[:-1].tolist() for part in ids.split(counts)
-                )
+            if len(counts) > 1:
+                chars = batch.char_counts[start + 1 : end]
+                self.sampled[int(batch.row_ids[row])] = [
+                    Turn(part.tolist(), covered.tolist()).part(0, -1)  # without [SEP]
+                    for part, covered in zip(ids.split(counts), chars.split(counts), strict=True)
+                ]
 
     def compute_scores(self, split: Literal["val", "test"]) -> dict[str, Tensor | float]:
         scores = self.scores.compute()
@@ -316,7 +326,7 @@ class DialoGPT(Technique):
         records = []
         for start in range(0, len(sampled), ANSWERED_AT_A_TIME):
             part = sampled[start : start + ANSWERED_AT_A_TIME]
-            texts = [[tokenizer.decode(ids) for ids in turns] for _, turns in part]
+            texts = [[tokenizer.decode(turn.ids) for turn in turns] for _, turns in part]
             histories = [turns[:-1] for _, turns in part]
             answers = self._generate(histories, tokenizer, self.decoding.replace(candidates=1))
             for (row, _), (*history, reference), (best, *_) in zip(part, texts, answers, strict=True):
@@ -342,11 +352,12 @@ class DialoGPT(Technique):
     ) -> tuple[str, ...]:
         """The turns of a dialogue that leave room for a reply: whole ones, the newest; of a last turn that alone is too
         long its end."""
+        if not history:
+            raise ValueError("history: has no turn; a reply answers at least one")
         turns = _tokenized(history, inputs.tokenizer)
         kept = self._kept(turns, decoding or self.decoding)
-        last = (
-            history[-1] if len(kept[-1]) == len(turns[-1]) else inputs.tokenizer.decode(kept[-1])  # its end
-        )
+        whole = len(kept[-1].ids) == len(turns[-1].ids)
+        last = history[-1] if whole else inputs.tokenizer.decode(kept[-1].ids)
         return (*history[len(history) - len(kept) : -1], last)
 
     def stream_reply(
@@ -365,8 +376,10 @@ class DialoGPT(Technique):
             yield self._reply([tuple(history)], inputs, decoding, [seed])[0]["reply"]
             return
         self._check_forward()
+        if not history:
+            raise ValueError("history: has no turn; a reply answers at least one")
         turns = self._kept(_tokenized(history, inputs.tokenizer), decoding)
-        shown = None
+        shown, ids = None, []
         for ids in stream(
             self.network,
             self._prompt(turns),
@@ -379,6 +392,8 @@ class DialoGPT(Technique):
             if text != shown:
                 shown = text
                 yield text
+        if (text := inputs.tokenizer.decode(ids)) != shown:
+            yield text
 
     def predict_reply(self, texts: list[str | tuple[str, ...]], inputs: TextInput) -> list[dict]:
         """The next turn of each dialogue, oldest turn first; a text is a dialogue of one turn.
@@ -395,41 +410,47 @@ class DialoGPT(Technique):
         Where a dialogue is too long its last turns are scored, those of `turns`. A model of the backward kind is given
         dialogues as they were said, too, and scores from the last turn to the first.
         """
-        dialogues = [keep_turns(_dialogue(text), inputs.max_length, last=True) for text in texts]
-        results = []
-        for turns, log_probs, characters in zip(
-            dialogues, *self._turn_log_probs(dialogues, inputs), strict=True
-        ):
+        results, room = [], inputs.max_length - 1
+        given = [_dialogue(text) for text in texts]
+        tokenized = [_tokenized(turns, inputs.tokenizer) for turns in given]
+        kept = [last_turns(turns, room) or [turns[-1].part(0, room - 1)] for turns in tokenized]
+        for turns, scored, log_probs, bits in zip(given, kept, *self._turn_log_probs(kept), strict=True):
+            log_prob = log_probs[-1]  # of the turn that the model reads last
             if self.hparams.backward:
                 log_probs.reverse()
-            last = 0 if self.hparams.backward else -1
-            bits = -log_probs[last] / math.log(2) / characters if characters else None
             results.append(
                 {
-                    "turns": list(turns),
+                    "turns": list(turns[len(turns) - len(scored) :]),
                     "log_probs": log_probs,
-                    "log_prob": log_probs[last],
+                    "log_prob": log_prob,
                     "bits_per_char": bits,
                 }
             )
         return results
 
     def _turn_log_probs(
-        self, dialogues: list[tuple[str, ...]], inputs: TextInput
-    ) -> tuple[list[list[float]], list[int]]:
-        """Of each dialogue the log-probabilities of its turns, in the order in which the model reads them, and the
-        characters of the turn that it reads last."""
-        batch = inputs.encode(dialogues).to(self.device)
+        self, dialogues: Sequence[Sequence[Turn]]
+    ) -> tuple[list[list[float]], list[float | None]]:
+        """Of each dialogue the log-probabilities of its turns, in the order in which the model reads them, and the bits
+        per character of the last of them; None: it has no characters."""
+        facts = self.hparams.facts
+        batch = batch_of_turns(dialogues, facts["cls_id"], facts["sep_id"]).to(self.device)
         written = self.written(batch)
         index, losses = self._all_losses(written, written.targets)
-        row, turn = written.batch.token_row_ids, written.turns
-        counts = [len(turns) for turns in dialogues]
-        log_probs = losses.new_zeros(len(dialogues), max(counts), dtype=torch.float64)
-        log_probs.index_put_((row[index], turn[index]), -losses.double(), accumulate=True)
-        characters = batch.row_ids.new_zeros(len(dialogues))
-        characters.index_add_(0, row[written.replies], written.batch.char_counts[written.replies])
-        values = [of_row[:count] for of_row, count in zip(log_probs.tolist(), counts, strict=True)]
-        return values, characters.tolist()
+        # Not every accelerator has float64.
+        index, losses, rows = index.cpu(), losses.cpu().double(), written.batch.to("cpu")
+        row, turn, reply = rows.token_row_ids[index], written.turns.cpu()[index], written.replies.cpu()[index]
+        log_probs = losses.new_zeros(len(dialogues), int(turn.max()) + 1)
+        log_probs.index_put_((row, turn), -losses, accumulate=True)
+        index, row, losses = index[reply], row[reply], losses[reply]
+        own_characters = rows.char_counts[index].double()
+        characters = losses.new_zeros(len(dialogues)).index_add(0, row, own_characters)
+        own_bits = self.scores.bits_of(losses, rows.input_ids[index], own_characters)
+        bits = losses.new_zeros(len(dialogues)).index_add(0, row, own_bits)
+        return (
+            [of_row[: len(turns)] for of_row, turns in zip(log_probs.tolist(), dialogues, strict=True)],
+            [b / c if c else None for b, c in zip(bits.tolist(), characters.tolist(), strict=True)],
+        )
 
     def _reply(
         self, dialogues: list[tuple[str, ...]], inputs: TextInput, decoding: Decoding, seeds: list[int]
@@ -456,11 +477,13 @@ class DialoGPT(Technique):
     def _reranked(self, history: tuple[str, ...], candidates: list[dict]) -> list[dict]:
         """By the log-probability of the history given the reply: the `backward_log_prob` of each."""
         model, inputs = self._load_backward()
-        dialogues = [
-            keep_turns((*history, candidate["reply"]), inputs.max_length, last=True)
-            for candidate in candidates
-        ]
-        log_probs, _ = model._turn_log_probs(dialogues, inputs)
+        replies = _tokenized([candidate["reply"] for candidate in candidates], inputs.tokenizer)
+        # The same turns for all, or the longest reply would be the best: fewer turns are more probable.
+        room = inputs.max_length - 1
+        longest = min(max(len(reply.ids) for reply in replies) + 1, room // 2)
+        turns = _tokenized(history, inputs.tokenizer)
+        kept = last_turns(turns, room - longest) or [turns[-1].part(-(room - longest - 1))]
+        log_probs, _ = model._turn_log_probs([[*kept, reply.part(0, longest - 1)] for reply in replies])
         scored = [
             {**candidate, "backward_log_prob": sum(turns[1:])}
             for candidate, turns in zip(candidates, log_probs, strict=True)
@@ -502,7 +525,7 @@ class DialoGPT(Technique):
 
     def _generate(
         self,
-        histories: list[Sequence[list[int]]],
+        histories: list[Sequence[Turn]],
         tokenizer: Tokenizer,
         decoding: Decoding,
         seeds: list[int] | None = None,
@@ -516,25 +539,16 @@ class DialoGPT(Technique):
             [self._seed(turns, seed) for turns, seed in zip(histories, seeds, strict=True)],
         )
 
-    def _seed(self, history: Sequence[list[int]], seed: int) -> int:
+    def _seed(self, history: Sequence[Turn], seed: int) -> int:
         """Of a dialogue's own, so that its reply is the same in any order and any batch."""
-        digest = hashlib.blake2b(f"{seed} {list(history)}".encode(), digest_size=4).digest()
+        asked = [seed, [turn.ids for turn in history]]
+        digest = hashlib.blake2b(repr(asked).encode(), digest_size=4).digest()
         return int.from_bytes(digest, "little") >> 1
 
     @property
     def context(self) -> int:
-        """Tokens of a dialogue with its reply, where replies are made.
-
-        Raises:
-            ValueError: more were asked for than the positions reach.
-        """
-        context = self.hparams.context or self.hparams.facts["max_length"]
-        reach = self.network.longest_row
-        if reach is not None and context > reach:
-            if self.hparams.context is not None:
-                raise ValueError(f"model.context={context}: the model's positions reach {reach} tokens")
-            return reach
-        return context
+        """Tokens of a dialogue with its reply, where replies are made."""
+        return self.hparams.context or self.hparams.facts["max_length"]
 
     def _within_context(self, decoding: Decoding) -> Decoding:
         """A reply has at most half of the context."""
@@ -543,25 +557,19 @@ class DialoGPT(Technique):
             return decoding
         return decoding.replace(max_length=most, min_length=min(decoding.min_length, most))
 
-    def _kept(self, turns: list[list[int]], decoding: Decoding) -> list[list[int]]:
+    def _kept(self, turns: Sequence[Turn], decoding: Decoding) -> list[Turn]:
         # [CLS], the end of the reply, and in one of the forms a speaker.
         room = self.context - self._within_context(decoding).max_length - 3
-        kept: list[list[int]] = []
-        for turn in reversed(turns):
-            if len(turn) + 1 > room:
-                break
-            room -= len(turn) + 1
-            kept.insert(0, turn)
-        return kept or [turns[-1][-max(room - 1, 1) :]]
+        return last_turns(turns, room) or [turns[-1].part(-max(room - 1, 1))]
 
-    def _prompt(self, history: Sequence[list[int]]) -> Prompt:
+    def _prompt(self, history: Sequence[Turn]) -> Prompt:
         """What stands before a reply, in the model's form: `written` says the same of whole dialogues."""
         options, facts = self.hparams, self.hparams.facts
         speakers = options.form == "speakers"
         roles = options.role_rows if options.roles else (None, None)
         ids, role_ids = [facts["cls_id"]], [facts["cls_id"] if speakers else roles[0]]
         for number, turn in enumerate(history):
-            said = [options.role_rows[number % 2], *turn] if speakers else [*turn, facts["sep_id"]]
+            said = [options.role_rows[number % 2], *turn.ids] if speakers else [*turn.ids, facts["sep_id"]]
             ids += said
             role_ids += [roles[number % 2]] * len(said)
         next_role = roles[len(history) % 2]
@@ -594,21 +602,30 @@ class DialoGPT(Technique):
         return {**super().exported_options(), "backward_model": None}
 
 
-def _role_rows(tokenizer: Tokenizer) -> list[int]:
+def _role_rows(vocabulary: Sequence[str], vocab_size: int) -> list[int]:
     """The vocabulary's tokens for the two speakers, or else two rows behind it."""
-    if set(SPEAKERS) <= set(tokenizer.vocab):
-        return [tokenizer.vocab.index(token) for token in SPEAKERS]
-    return [tokenizer.vocab_size, tokenizer.vocab_size + 1]
+    if set(SPEAKERS) <= set(vocabulary):
+        return [vocabulary.index(token) for token in SPEAKERS]
+    return [vocab_size, vocab_size + 1]
+
+
+def _knows_roles(init_from: str | None) -> bool:
+    """Whether the weights are those of a dialogue model with roles."""
+    if init_from is None:
+        return False
+    file = Path(resolve_pretrained(init_from)) / TECHNIQUE
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("roles"))
 
 
 def _dialogue(text: str | tuple[str, ...]) -> tuple[str, ...]:
     return (text,) if isinstance(text, str) else tuple(text)
 
 
-def _tokenized(turns: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+def _tokenized(turns: Sequence[str], tokenizer: Tokenizer) -> list[Turn]:
     encodings = tokenizer.encode_batch(list(turns))
-    ids, ends = encodings.ids.tolist(), encodings.lengths.cumsum().tolist()
-    return [ids[end - length : end] for end, length in zip(ends, encodings.lengths.tolist(), strict=True)]
+    ids, chars = encodings.ids.tolist(), encodings.chars.tolist()
+    ends = encodings.lengths.cumsum().tolist()
+    return [Turn(ids[start:end], chars[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _card_code(options: Any) -> str:
@@ -618,6 +635,7 @@ def _card_code(options: Any) -> str:
     return CARD_CODE.format(
         cls_id=options.facts["cls_id"],
         sep_id=options.facts["sep_id"],
+        size=options.facts["vocab_size"],
         speakers=options.role_rows or [0, 0],
         first_role="CLS" if speakers else "SPEAKERS[0]",
         turn=f"[SPEAKERS[number % 2]] + {tokens}" if speakers else f"{tokens} + [SEP]",

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.batch import TokenBatch
+
+
+class Turn(NamedTuple):
+    """A turn without what closes it: ids, and the original characters that each token covers."""
+
+    ids: list[int]
+    chars: list[int]
+
+    def part(self, start: int | None, end: int | None = None) -> Turn:
+        """Its tokens `[start:end]`."""
+        return Turn(self.ids[start:end], self.chars[start:end])
+
+
+def last_turns(turns: Sequence[Turn], room: int) -> list[Turn]:
+    """The last turns that have room with a [SEP] each; perhaps none."""
+    kept = 0
+    for turn in reversed(turns):
+        room -= len(turn.ids) + 1
+        if room < 0:
+            break
+        kept += 1
+    return list(turns[len(turns) - kept :])
+
+
+def batch_of_turns(dialogues: Sequence[Sequence[Turn]], cls_id: int, sep_id: int) -> TokenBatch:
+    """Rows `[CLS] turn [SEP] turn [SEP] ...`, whose ids count from 0."""
+    rows, chars, starts = [], [], []
+    for turns in dialogues:
+        rows.append([cls_id, *(token for turn in turns for token in (*turn.ids, sep_id))])
+        chars += [0, *(count for turn in turns for count in (*turn.chars, 0))]
+        starts += [False, *(number > 0 and not place for number, turn in enumerate(turns)
+                            for place in range(len(turn.ids) + 1))]  # fmt: skip
+    ids = np.array([token for row in rows for token in row], dtype=np.int64)
+    return TokenBatch.from_numpy(
+        input_ids=ids,
+        lengths=np.array([len(row) for row in rows]),
+        char_counts=np.array(chars),
+        word_starts=np.ones(len(ids), dtype=bool),
+        text_starts=np.array(starts),
+        row_ids=np.arange(len(rows)),
+    )
 
 
 class Written(NamedTuple):
@@ -59,16 +102,13 @@ def in_turns(batch: TokenBatch, role_rows: tuple[int, int] | None) -> Written:
     return Written(batch, roles, turns, batch.position_ids > 0, _of_last_turn(batch, turns))
 
 
-def with_speakers(
-    batch: TokenBatch, speakers: tuple[int, int], cls_id: int | None, open_reply: bool = False
-) -> Written:
+def with_speakers(batch: TokenBatch, speakers: tuple[int, int], cls_id: int | None) -> Written:
     """`[CLS] [speaker1] u1 [speaker2] u2 ... [speakerX] un [SEP]`, the form of CDial-GPT (Wang et al. 2020, arXiv
     2008.03946): a token's role is its speaker's token, that of [CLS] is [CLS] itself.
 
     Args:
         speakers: ids of the tokens of the two speakers.
         cls_id: of [CLS]; None: tokens have no role.
-        open_reply: the row is a history: the token of who speaks next stands in the place of the last [SEP].
     """
     device, rows = batch.input_ids.device, torch.arange(batch.num_rows, device=batch.input_ids.device)
     lengths = batch.cu_seqlens.diff().long()
@@ -76,7 +116,7 @@ def with_speakers(
     turns = turns_of_tokens(batch)
     ends = batch.cu_seqlens[1:].long() - 1
     closes = _new_turn(batch).roll(-1)
-    closes[ends] = open_reply
+    closes[ends] = False
     speaker = torch.tensor(speakers, device=device)
 
     # One token more a row, behind [CLS].

@@ -40,7 +40,7 @@ class ReplyScores(Metric):
     Args:
         unk_id: id of [UNK]; None: there is none.
         characters: distinct characters of the training split.
-        trained_length: tokens of the longest training row: targets at positions from it on are beyond what was trained.
+        trained_length: tokens that a training row may have: targets at positions from it on are beyond what was trained.
     """
 
     full_state_update = False
@@ -83,9 +83,7 @@ class ReplyScores(Metric):
             positions: place of the target in its row, from 0.
         """
         losses, char_counts = losses.to(self.nll.dtype), char_counts.to(self.nll.dtype)
-        bits = losses / math.log(2)
-        if self.unk_id is not None:
-            bits = bits + (targets == self.unk_id) * char_counts * self.bits_per_unknown
+        bits = self.bits_of(losses, targets, char_counts)
         self.nll += losses.sum()
         self.targets += losses.numel()
         group = turn.clamp(1, len(self.bits)) - 1
@@ -94,6 +92,13 @@ class ReplyScores(Metric):
         beyond = positions >= self.trained_length
         self.beyond_bits += bits.where(beyond, 0).sum()
         self.beyond_characters += char_counts.where(beyond, 0).sum()
+
+    def bits_of(self, losses: Tensor, targets: Tensor, char_counts: Tensor) -> Tensor:
+        """Bits [K] that each target is charged, see the arguments of `update`."""
+        bits = losses / math.log(2)
+        if self.unk_id is not None:
+            bits = bits + (targets == self.unk_id) * char_counts * self.bits_per_unknown
+        return bits
 
     def update_loss(self, sum_of_losses: Tensor, count: Tensor | int) -> None:
         """Add targets of the training loss, replies or not: the sum of their -log p in nats, and their number."""

@@ -30,11 +30,15 @@ MISTAKES = [
     ("modle=wobert", ["modle: no such option; did you mean model?"]),
     (
         "model=wobret",
-        ["model=wobret: there is no model/wobret; did you mean wobert? (there are: bert, classifier, dialogpt, wobert)"],
+        [
+            "model=wobret: there is no model/wobret; did you mean wobert? (there are: bert, classifier, dialogpt, wobert)"
+        ],
     ),
     (
         "model/backbone=huge",
-        ["model/backbone=huge: there is no model/backbone/huge (there are: base, cnn, gpt_base, gpt_small, gpt_tiny, image, mlp, small, text, tiny, vector)"],
+        [
+            "model/backbone=huge: there is no model/backbone/huge (there are: base, cnn, gpt_base, gpt_small, gpt_tiny, image, mlp, small, text, tiny, vector)"
+        ],
     ),
     (
         "callbacks=[default,earlystopping]",
@@ -93,7 +97,10 @@ MISTAKES = [
     (["seed=", "3"], ["seed= 3: type it without spaces: seed=3"]),
     ("model=", ["model=: has no value (there are: bert, classifier, dialogpt, wobert)"]),
     ("trainer.devices=", ['trainer.devices=: has no value; null is none, "" an empty text']),
-    ("model=null", ["model=null: must be the name of a choice (there are: bert, classifier, dialogpt, wobert)"]),
+    (
+        "model=null",
+        ["model=null: must be the name of a choice (there are: bert, classifier, dialogpt, wobert)"],
+    ),
     (["data.split=[0.8,0.2"], ["data.split=[0.8,0.2: [ is not closed; type 'data.split=[0.8,0.2]'"]),
     (
         ["predict.input=[今天[MASK]很好]"],

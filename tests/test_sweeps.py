@@ -328,7 +328,9 @@ MISTAKES = [
     ),
     (
         "model=bert,brt",
-        ["model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, dialogpt, wobert)"],
+        [
+            "model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, dialogpt, wobert)"
+        ],
     ),
     (
         "stage=choice(fit,vocabulary) ckpt_path=last",

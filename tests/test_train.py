@@ -281,7 +281,10 @@ def test_a_stage_without_rows_is_told(corpus, tmp_path):
     other = (f"data.train={train}", f"data.val={train}", "data.source=sample")
     outcome = run(tmp_path / "again", "trainer=cpu", "stage=test", f"ckpt_path={tmp_path / 'run'}", *other)
     assert outcome.code == 2
-    assert outcome.err.strip() == "stage=test: the corpus has no rows of a test split; name a file with data.test=FILE"
+    assert (
+        outcome.err.strip()
+        == "stage=test: the corpus has no rows of a test split; name a file with data.test=FILE"
+    )
 
 
 def test_a_checkpoint_without_its_run_is_told(corpus, tmp_path):

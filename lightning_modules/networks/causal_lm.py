@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     OpenAIGPTConfig,
+    PreTrainedConfig,
 )
 
 from datamodules.batch import TokenBatch
@@ -97,6 +97,7 @@ class CausalLM(FlatTransformer):
         self.wanted_attention = attention
         self.init_from = init_from if network_config is None else None
         self.model: nn.Module | None = None
+        self.num_logits: int | None = None
         if network_config is not None:
             self.config = AutoConfig.for_model(**network_config)
         elif init_from is not None:
@@ -139,19 +140,19 @@ class CausalLM(FlatTransformer):
         rotary = getattr(self.config, "rope_parameters", None) is not None
         return None if rotary else super().longest_row
 
-    def build(
-        self, facts: dict[str, Any], num_rows: int, new_rows: Literal["drawn", "zero"] = "drawn"
-    ) -> None:
+    def build(self, facts: dict[str, Any], num_rows: int, num_logits: int | None = None) -> None:
         """Make the weights, once.
 
         Args:
             facts: `pad_id`, `cls_id` and `sep_id` of the tokenizer are taken.
-            num_rows: rows that the table of embeddings needs at least: a checkpoint's grows.
-            new_rows: what a checkpoint's new rows are: "drawn" as transformers draws rows, or "zero".
+            num_rows: rows that the table of embeddings needs at least: a checkpoint's grows, by rows that are drawn as
+                transformers draws them.
+            num_logits: only the first so many rows are predicted; None: all.
 
         Raises:
             ValueError: the checkpoint cannot be loaded, or `attention="unpadded"` is not possible.
         """
+        self.num_logits = num_logits
         # On the CPU, see `TextEncoder.build`.
         with torch.device("cpu"):
             if self.init_from is None:
@@ -163,22 +164,16 @@ class CausalLM(FlatTransformer):
                 # A directory without `model_type` is read by the configuration that its keys tell.
                 self.model, new = self._loaded(AutoModelForCausalLM, CAUSAL_MASK, config=self.config)
                 self._tell_new(new)
-                self._grow(num_rows, new_rows)
+                if num_rows > self.num_rows:
+                    with quiet():
+                        self.model.resize_token_embeddings(
+                            num_rows, pad_to_multiple_of=1, mean_resizing=False
+                        )
             self.model.train()
             self.config = self.model.config
             with quiet():
                 self.attention = self._choose_attention(self.wanted_attention)
         self._compile_if_asked()
-
-    @torch.no_grad()
-    def _grow(self, num_rows: int, new_rows: Literal["drawn", "zero"]) -> None:
-        known = self.model.get_input_embeddings().weight.shape[0]
-        if num_rows <= known:
-            return
-        with quiet():
-            self.model.resize_token_embeddings(num_rows, pad_to_multiple_of=1, mean_resizing=False)
-        if new_rows == "zero":
-            self.model.get_input_embeddings().weight[known:] = 0
 
     @property
     def num_rows(self) -> int:
@@ -205,7 +200,7 @@ class CausalLM(FlatTransformer):
 
     def vocabulary_logits(self, states: Tensor) -> Tensor:
         """[K, H] states to [K, V] logits: pass only the rows that carry a target."""
-        return self.model.get_output_embeddings()(states)
+        return self.model.get_output_embeddings()(states)[:, : self.num_logits]
 
     def step(
         self,
@@ -230,7 +225,8 @@ class CausalLM(FlatTransformer):
         if cache is None:
             cache = DynamicCache(config=self.config)
         with self._stock_attention():
-            states = self.model.base_model(
+            # Not called but by its forward: compiled for flat rows, it would be compiled anew for each length.
+            states = self.model.base_model.forward(
                 inputs_embeds=self._embed(input_ids, role_ids),
                 attention_mask=mask.long(),
                 use_cache=True,
@@ -274,11 +270,12 @@ class CausalLM(FlatTransformer):
             input_ids = torch.cat((past.input_ids, input_ids), 1)
             position_ids = torch.cat((past.position_ids, position_ids), 1)
             role_ids = None if role_ids is None else torch.cat((past.role_ids, role_ids), 1)
-        states = self.model.base_model(
-            inputs_embeds=self._embed(input_ids, role_ids),
-            attention_mask=mask.long(),
-            **self._positions(position_ids),
-        )[0]
+        with self._stock_attention():
+            states = self.model.base_model.forward(
+                inputs_embeds=self._embed(input_ids, role_ids),
+                attention_mask=mask.long(),
+                **self._positions(position_ids),
+            )[0]
         return self.vocabulary_logits(states[:, -1]).float(), Recomputed(input_ids, role_ids, position_ids)
 
     @property
@@ -303,7 +300,7 @@ class CausalLM(FlatTransformer):
         if own != unpadded.NAME:
             yield
             return
-        self.model.set_attn_implementation("sdpa")
+        self.model.set_attn_implementation(self._stock)
         try:
             yield
         finally:
@@ -312,9 +309,10 @@ class CausalLM(FlatTransformer):
 
 def _load_config(source: str) -> Any:
     """The configuration of what `init_from` names; CDial-GPT's says no `model_type`, and has GPT's keys."""
-    file = Path(resolve_pretrained(source)) / "config.json"
-    if file.is_file():
-        options = json.loads(file.read_text(encoding="utf-8"))
-        if "model_type" not in options and {"n_embd", "n_layer", "afn"} <= options.keys():
-            return OpenAIGPTConfig(**options)
+    try:
+        options, _ = PreTrainedConfig.get_config_dict(resolve_pretrained(source))
+    except OSError:
+        options = {}  # what is wrong is told below
+    if "model_type" not in options and {"n_embd", "n_layer", "afn"} <= options.keys():
+        return OpenAIGPTConfig(**options)
     return load_pretrained(AutoConfig, source)

@@ -264,7 +264,10 @@ LABELLED = {
     "none": ({}, "no column 'label' (it has: 'text'); name it: data.label=NAME"),
     "blank": ({"label": " "}, "label: no label"),
     "NaN": ({"label": float("nan")}, "label: no label"),
-    "list": ({"label": ["a"]}, 'label: no text but list ["a"]; several labels a row are read with data.multi_label=true'),
+    "list": (
+        {"label": ["a"]},
+        'label: no text but list ["a"]; several labels a row are read with data.multi_label=true',
+    ),
     "object": ({"label": {"a": 1}}, 'label: no text but dict {"a": 1}'),
     "NUL": ({"label": "a\0"}, "label: a NUL character in the text (character 2)"),
     "half a pair": ({"label": "a\ud83d"}, "label: half a surrogate pair in the text (character 2)"),

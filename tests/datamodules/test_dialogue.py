@@ -52,6 +52,13 @@ RECORDS = {
     "CrossWOZ": [{"sys-usr": [1, 2], "messages": turns} for turns in said("content", role="sys", state=[])],
     "ShareGPT": [{"id": "1", "conversations": turns} for turns in said("value", **{"from": "human"})],
     "OpenAI": [{"messages": turns} for turns in USER_AND_BOT],
+    "OpenAI's parts": [
+        {
+            "messages": [{"role": "Developer", "content": "x"}]
+            + [{"role": "user", "content": [{"type": "text", "text": turn}]} for turn in turns]
+        }
+        for turns in TWO
+    ],
     "DuConv": [{"goal": [["a", "b"]], "conversation": turns} for turns in LISTS],
     "DuConv's test": [{"history": turns[:-1], "response": turns[-1]} for turns in LISTS],
     "predictions": [{"history": turns[:-1], "reply": turns[-1], "log_prob": -1.5} for turns in LISTS],

@@ -169,6 +169,8 @@ def test_what_the_model_does_not_see_is_told():
         ("stop_words", "[。,！]", ["。", "！"]),
         ("stop_words", "null", None),
         ("banned_words", "7", ["7"]),
+        ("banned_words", "[doge] [笑]", ["[doge]", "[笑]"]),
+        ("banned_words", "[坏,话]", ["坏", "话"]),
     ],
 )
 def test_an_option_is_set_from_text(name, text, value):
@@ -397,10 +399,11 @@ class Terminal:
 
     def wait_for(self, *patterns: str) -> None:
         """Return when the terminal has shown these, in turn, since the last call."""
-        end = time.monotonic() + 100
         for pattern in patterns:
+            end = time.monotonic() + 100
             while (found := re.compile(pattern).search(self.text, self.seen)) is None:
-                assert time.monotonic() < end and self._read(), f"no {pattern!r} in {self.text!r}"
+                why = f"no {pattern!r} in {self.text!r}, exit code {self.process.poll()}"
+                assert time.monotonic() < end and self._read(), why
             self.seen = found.end()
 
     def _read(self) -> bool:
@@ -565,6 +568,9 @@ def test_what_is_no_run_is_told(told, tmp_path):
         assert "damaged" in told(tmp_path)
     assert "damaged" in told(checkpoint)
     (tmp_path / TECHNIQUE).write_text("{", encoding="utf-8")
+    for name in ("model.safetensors", "kexue_tokenizer.json"):
+        assert told(tmp_path) == f"{tmp_path}: holds no {name}; copy the whole export/"
+        (tmp_path / name).touch()
     assert told(tmp_path).startswith(f"{tmp_path}: cannot be loaded: damaged")
     (tmp_path / TECHNIQUE).write_text('{"_target_": "os.system"}', encoding="utf-8")
     assert told(tmp_path) == f"{tmp_path}: was written by os.system, which is not of this project"

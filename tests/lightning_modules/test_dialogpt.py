@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from datamodules.text import TextInput
 from datamodules.tokenizers.char import CharTokenizer
 from lightning_modules.decoding import Decoding
 from lightning_modules.dialogpt import DialoGPT
+from lightning_modules.dialogue import Turn, batch_of_turns
 from lightning_modules.networks.causal_lm import CausalLM
 
 SHAPE = {
@@ -39,11 +41,15 @@ FORMS = [
 ]
 
 
+def inputs_of(folder: Path, characters: list[str]) -> TextInput:
+    file = folder / "vocab.txt"
+    file.write_text("\n".join([*SPECIAL, *characters]), encoding="utf-8")
+    return TextInput(CharTokenizer(vocab=str(file)), 32, dialogues=True)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> TextInput:
-    file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    file.write_text("\n".join([*SPECIAL, *CHARACTERS]), encoding="utf-8")
-    return TextInput(CharTokenizer(vocab=str(file)), 32, dialogues=True)
+    return inputs_of(tmp_path_factory.mktemp("vocabulary"), CHARACTERS)
 
 
 def dialogpt(tokenizer=None, **options) -> DialoGPT:
@@ -83,6 +89,8 @@ def by_hand(model: DialoGPT, turns: list[list[int]], only_reply: bool) -> torch.
         inputs = inputs + embed(torch.tensor(roles))
     with model.network._stock_attention():
         logits = model.network.model(inputs_embeds=inputs[None]).logits[0]
+    if not speakers:
+        logits = logits[:, :first]
     losses = F.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
     return losses[torch.tensor(target[1:])]
 
@@ -127,7 +135,7 @@ def test_a_reply_is_asked_for_as_replies_were_trained(form):
         if len(turns) < 2:
             continue
         written = model.written(batch_of([turns]))
-        prompt = model._prompt(turns[:-1])
+        prompt = model._prompt([Turn(turn, [1] * len(turn)) for turn in turns[:-1]])
         length = int(written.replies.nonzero()[0])
         assert prompt.ids == written.batch.input_ids[:length].tolist()
         if not model.hparams.roles:
@@ -201,10 +209,14 @@ def test_scores_are_the_log_probabilities_of_the_turns(form, inputs):
             assert result["bits_per_char"] == pytest.approx(-reply / math.log(2) / len(turns[-1]), rel=1e-4)
 
 
-def test_the_backward_model_chooses_the_reply_that_fits_what_was_said(talker, inputs, tmp_path):
-    backward = learned(dialogpt(inputs.tokenizer, backward=True), inputs)
+@pytest.mark.parametrize("other_vocabulary", [False, True])
+def test_the_backward_model_chooses_the_reply_that_fits_what_was_said(
+    other_vocabulary, talker, inputs, tmp_path
+):
+    own_inputs = inputs_of(tmp_path, ["们", *reversed(CHARACTERS)]) if other_vocabulary else inputs
+    backward = learned(dialogpt(own_inputs.tokenizer, backward=True), own_inputs)
     backward.export(tmp_path)
-    inputs.tokenizer.save(str(tmp_path), 32)
+    own_inputs.tokenizer.save(str(tmp_path), 32)
     node = {"_target_": "lightning_modules.dialogpt.DialoGPT", **backward.exported_options()}
     (tmp_path / "kexue.json").write_text(json.dumps(node), encoding="utf-8")
     model = dialogpt(
@@ -219,7 +231,7 @@ def test_the_backward_model_chooses_the_reply_that_fits_what_was_said(talker, in
     assert len(given) == 8 and given == sorted(given, reverse=True)
     assert (answer["reply"], answer["backward_log_prob"]) == (answer["candidates"][0]["reply"], given[0])
     # What the backward model itself says of such a dialogue: all turns but the reply, given the reply.
-    (own,) = backward.predict_score([("早", answer["reply"])], inputs)
+    (own,) = backward.predict_score([("早", answer["reply"])], own_inputs)
     assert own["log_probs"][0] == pytest.approx(given[0], rel=1e-4)
     with pytest.raises(DataError, match="trained with model.backward=true"):
         backward.predict_reply([("早",)], inputs)
@@ -267,12 +279,92 @@ def test_bad_options(options, message):
         DialoGPT(**{"backbone": BACKBONE, **options})
 
 
-def test_a_context_beyond_learned_positions_is_refused(inputs):
-    backbone = {**BACKBONE, "positions": "absolute", "max_position_embeddings": 32}
-    model = dialogpt(inputs.tokenizer, backbone=backbone, context=64).eval()
+def test_only_learned_positions_bound_the_context(inputs):
     with pytest.raises(ValueError, match="context=64: the model's positions reach 32"):
-        model.predict_reply([("早",)], inputs)
+        backbone = {**BACKBONE, "positions": "absolute", "max_position_embeddings": 32}
+        dialogpt(inputs.tokenizer, backbone=backbone, context=64)
     assert dialogpt(inputs.tokenizer, context=64).eval().predict_reply([("早" * 50,)], inputs)
+
+
+def test_a_longer_reply_is_not_the_better_one_because_history_goes_for_it(inputs, tmp_path):
+    """All candidates are weighed by the same turns, in the backward model's own tokens."""
+    backward = dialogpt(inputs.tokenizer, backward=True)
+    backward.export(tmp_path)
+    inputs.tokenizer.save(str(tmp_path), 12)
+    node = {"_target_": "lightning_modules.dialogpt.DialoGPT", **backward.exported_options()}
+    node["facts"] = {**node["facts"], "max_length": 12}
+    (tmp_path / "kexue.json").write_text(json.dumps(node), encoding="utf-8")
+    model = dialogpt(inputs.tokenizer, backward_model=str(tmp_path), decoding=Decoding(candidates=3)).eval()
+    candidates = [{"reply": "早" * length, "log_prob": 0.0} for length in (1, 4, 40)]
+    scored = model._reranked(("你好", "早上好", "明天见"), candidates)
+    own = {c["reply"]: c["backward_log_prob"] for c in scored}
+    # Room for 11 tokens: five for the longest reply with its [SEP], two turns more.
+    for reply, seen in (("早", "早"), ("早" * 4, "早" * 4), ("早" * 40, "早" * 4)):
+        (of_all,) = backward.eval().predict_score([("明天见", seen)], TextInput(inputs.tokenizer, 12, True))
+        assert own[reply] == pytest.approx(of_all["log_probs"][0], rel=1e-4)
+        assert own[reply] < -1
+
+
+def test_scores_are_of_the_turns_whose_tokens_fit(inputs):
+    """Hangul: three tokens a character."""
+    model = dialogpt(inputs.tokenizer).eval()
+    short = TextInput(inputs.tokenizer, 8, dialogues=True)
+    (result,) = model.predict_score([("早", "明天见", "你好")], short)
+    assert result["turns"] == ["明天见", "你好"] and len(result["log_probs"]) == 2
+    (result,) = model.predict_score([("早" * 20,)], short)
+    assert result["turns"] == ["早" * 20] and result["log_prob"] < -1
+
+
+def test_a_score_is_what_the_metric_counts(inputs):
+    """Also of characters that the vocabulary does not know."""
+    model = dialogpt(inputs.tokenizer).eval()
+    turns = ("你好", "䶮们早")
+    (result,) = model.predict_score([turns], inputs)
+    model._trainer = SimpleNamespace(strategy=None)
+    model.hparams.sampled_replies = 0
+    with torch.inference_mode():
+        model.evaluate(inputs.encode([turns]))
+    assert result["bits_per_char"] == pytest.approx(float(model.scores.compute()["reply_bits_per_char"]))
+    assert result["bits_per_char"] > 2 * -result["log_prob"] / math.log(2) / 3 * 0.5 + math.log2(50) / 3
+
+
+def test_a_batch_of_turns_is_that_of_the_corpus(inputs):
+    turns = [[Turn(inputs.tokenizer.encode(turn), [1] * len(turn)) for turn in dialogue] for dialogue in TALK]
+    own, corpus = batch_of_turns(turns, 2, 3), inputs.encode(TALK)
+    for name in ("input_ids", "segment_ids", "position_ids", "char_counts", "cu_seqlens", "row_ids"):
+        assert torch.equal(getattr(own, name), getattr(corpus, name)), name
+
+
+def test_roles_start_as_nothing_and_are_never_said(inputs):
+    model = dialogpt(inputs.tokenizer)
+    table = model.network.model.get_input_embeddings().weight
+    assert not table[model.hparams.role_rows].any()
+    batch = inputs.encode(TALK)
+    loss = model.training_step(counted(model, batch), 0)
+    assert loss.item() < math.log(inputs.tokenizer.vocab_size) + 0.5
+    loss.backward()
+    # What reaches them is their part of the input, not that of a wrong answer.
+    written = model.written(batch)
+    first = model.hparams.role_rows[0]
+    assert table.grad[first].any() and (written.role_ids == first).any()
+
+
+def test_without_a_corpus_the_roles_lie_behind_the_vocabulary():
+    model = DialoGPT(BACKBONE, facts=FACTS)
+    model.configure_model()
+    assert model.hparams.role_rows == [60, 61]
+
+
+def test_a_decoding_of_ones_own_comes_back(inputs):
+    model = dialogpt(inputs.tokenizer, decoding=Decoding(top_k=1, max_length=7))
+    again = DialoGPT(**model.hparams)
+    assert (again.decoding.top_k, again.decoding.max_length) == (1, 7)
+
+
+def test_nothing_asked_is_nothing_answered(talker, inputs):
+    for ask in (lambda: talker.kept_history([], inputs), lambda: list(talker.stream_reply([], inputs))):
+        with pytest.raises(ValueError, match="history: has no turn"):
+            ask()
 
 
 def test_a_backward_model_needs_replies_to_choose_from(talker, inputs, tmp_path):
