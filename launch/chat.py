@@ -6,6 +6,7 @@ Torch and Lightning take seconds to import: nothing here does before what was ty
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import math
 import os
@@ -18,9 +19,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from datamodules.atomic import write_whole
 from datamodules.build import TECHNIQUE
 from datamodules.corpus import DataError, text_problem
-from launch.run_dir import ConfigError, find_checkpoint, write_whole
+from launch.run_dir import ConfigError, find_checkpoint
 from launch.signatures import Parameter, describe, did_you_mean, locate, misfit, signature
 
 if TYPE_CHECKING:
@@ -330,6 +332,8 @@ def _save(history: Sequence[str], name: str) -> str:
             raise ValueError(f"/save {name}: end its name in .jsonl: that is what is written")
         if path.exists():
             raise ValueError(f"/save {name}: exists, and is left as it is; choose another name")
+        if not path.parent.exists():
+            raise FileNotFoundError(errno.ENOENT, "no such folder")
         # A file of one bare array would be read as dialogues of one turn.
         write_whole(path, json.dumps({"dialog": list(history)}, ensure_ascii=False) + "\n")
     except (OSError, RuntimeError) as error:  # RuntimeError: ~nobody

@@ -37,7 +37,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launch.run_dir import read_summary, write_whole
+from datamodules.atomic import write_whole
+from launch.run_dir import read_summary
 
 try:
     import fcntl

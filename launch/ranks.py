@@ -40,8 +40,9 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.atomic import write_whole
 from launch.machine import num_processes
-from launch.run_dir import ConfigError, Run, amend_summary, read_summary, write_whole
+from launch.run_dir import ConfigError, Run, amend_summary, read_summary
 
 # Marks a process that `run_ranks` has started; its job comes through stdin.
 STARTED_HERE = "KEXUE_LIGHTNING_RANK"

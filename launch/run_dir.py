@@ -20,6 +20,8 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.atomic import write_whole
+
 PACKAGES = {
     "kexue-lightning": "kexue-lightning",
     "torch": "torch",
@@ -217,14 +219,6 @@ def replaced_whole(directory: Path) -> Iterator[Path]:
     yield building
     shutil.rmtree(directory, ignore_errors=True)
     building.rename(directory)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write the file, or nothing where that fails on the way."""
-    beside = path.with_name(f".{path.name}.tmp")
-    # A path that is not UTF-8 may stand in a config.
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
 
 
 def check_free(directory: str | os.PathLike, ckpt_path: str | None, stage: str) -> None:

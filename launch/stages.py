@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.strategies import FSDPStrategy
 
+from datamodules.atomic import write_whole
 from datamodules.clue import check_submission, submission_line
 from datamodules.inspection import inspect_corpus
 from datamodules.tokenizers.base import Tokenizer, load_tokenizer
@@ -36,7 +37,7 @@ from launch.predict import (
     run_directory,
     written_lines,
 )
-from launch.run_dir import ConfigError, Run, find_checkpoint, quieten, replaced_whole, write_whole
+from launch.run_dir import ConfigError, Run, find_checkpoint, quieten, replaced_whole
 from launch.signatures import show
 
 log = logging.getLogger(__name__)

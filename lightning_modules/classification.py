@@ -22,6 +22,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_confusion_matrix
 from torchmetrics.utilities import dim_zero_cat
 
+from datamodules.atomic import write_whole
 from datamodules.corpus import DataError
 
 CALIBRATION_BINS = 15
@@ -236,12 +237,7 @@ def write_class_table(path: str | os.PathLike, names: Sequence[str], scores: Sco
     writer.writerow(["class", *columns])
     for name, *values in zip(names, *(getattr(scores, column).tolist() for column in columns), strict=True):
         writer.writerow([name, *("" if value != value else value for value in values)])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text.getvalue(), encoding="utf-8", newline="")
-    os.replace(beside, path)
-    return path
+    return write_whole(path, text.getvalue())
 
 
 def _check_counts(probabilities: Tensor, class_counts: Sequence[int]) -> None:

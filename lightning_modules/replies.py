@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.text import bleu_score
 
+from datamodules.atomic import write_whole
 from datamodules.tokenizers.wordpiece import DROPPED, KINDS, PRIVATE, normalize
 from lightning_modules.precision import keeping_dtype
 
@@ -209,13 +210,7 @@ def write_replies(path: str | os.PathLike, samples: Sequence[SampleReply], step:
     """Write a line of JSON for each sample: step, row, history, reference, reply. The file is there whole or not at
     all; its folder is made where it is missing."""
     lines = [json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n" for sample in samples]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    # Half a surrogate pair becomes its escape, which JSON reads as well.
-    beside.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
-    return path
+    return write_whole(path, "".join(lines))
 
 
 def as_markdown(samples: Sequence[SampleReply], most: int = 10) -> str:

@@ -11,13 +11,13 @@ from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 from running import REPOSITORY, run, summary
 
+from datamodules.atomic import write_whole
 from launch import claims
 from launch.check import check_command_line
 from launch.claims import Claim, Job, grouped, plan, spread
 from launch.cli import register_resolvers
 from launch.explain import config_loader
 from launch.reports import wobert_speed
-from launch.run_dir import write_whole
 
 CLAIM = {
     "statement": "Two is more than one",

@@ -9,13 +9,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from datamodules.atomic import write_whole
 from datamodules.build import TECHNIQUE
 from datamodules.tokenizers.char import CharTokenizer
 from launch.claims import Job
 from launch.predict import load_for_prediction
 from launch.reports import dialogpt, dialogpt_lccc, dialogpt_length
 from launch.reports.kneser_ney import KneserNey
-from launch.run_dir import write_whole
 from lightning_modules.dialogpt import DialoGPT
 
 BITS = "val/reply_bits_per_char"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.atomic import write_whole
 from launch.claims import Job
 from launch.reports import imbalance
-from launch.run_dir import write_whole
 
 METRICS = tuple(imbalance.TITLES)
 

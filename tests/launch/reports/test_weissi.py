@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.atomic import write_whole
 from datamodules.build import TECHNIQUE
 from launch.claims import Job
 from launch.reports import weissi
-from launch.run_dir import write_whole
 from lightning_modules.classifier import Classifier
 
 THRESHOLDS = {"difference": 1e-6, "gain": 0.0}
