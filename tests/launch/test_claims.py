@@ -229,7 +229,7 @@ MISTAKES = [
         [SOURCE, "max_steps=0"],
         [
             "max_steps=0: must be -1 or >= 1",
-            "step train: model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, wobert)  [job model=brt]",
+            "step train: model=brt: there is no model/brt; did you mean bert? (there are: bert, classifier, dialogpt, wobert)  [job model=brt]",
             "step tune: model.mask_rat: no such option; did you mean mask_rate?",
             "step tune: seed=x: must be a whole number",
         ],
