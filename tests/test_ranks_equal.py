@@ -231,7 +231,8 @@ def on_ranks(folder: Path, world_size: int) -> list[dict]:
         subprocess.Popen(
             [sys.executable, __file__, folder],
             cwd=REPOSITORY,
-            env=os.environ
+            # A seed that another test has left there: Lightning sets it anew on several ranks, not on one.
+            env={name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
             | {"PYTHONPATH": str(REPOSITORY), "RANK": str(rank), "LOCAL_RANK": str(rank)}
             | {name: str(value) for name, value in shared.items()},
             stdout=subprocess.PIPE,
