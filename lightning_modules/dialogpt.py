@@ -328,7 +328,7 @@ class DialoGPT(Technique):
             part = sampled[start : start + ANSWERED_AT_A_TIME]
             texts = [[tokenizer.decode(turn.ids) for turn in turns] for _, turns in part]
             histories = [turns[:-1] for _, turns in part]
-            answers = self._generate(histories, tokenizer, self.decoding.replace(candidates=1))
+            answers = self._generate(histories, tokenizer, self.decoding.replace(candidates=1), self.seed)
             for (row, _), (*history, reference), (best, *_) in zip(part, texts, answers, strict=True):
                 reply = tokenizer.decode(best.ids)
                 records.append({"row": row, "history": history, "reply": reply, "reference": reference})
@@ -352,11 +352,8 @@ class DialoGPT(Technique):
     ) -> tuple[str, ...]:
         """The turns of a dialogue that leave room for a reply: whole ones, the newest; of a last turn that alone is too
         long its end."""
-        if not history:
-            raise ValueError("history: has no turn; a reply answers at least one")
-        turns = _tokenized(history, inputs.tokenizer)
-        kept = self._kept(turns, decoding or self.decoding)
-        whole = len(kept[-1].ids) == len(turns[-1].ids)
+        kept = self._kept(history, inputs.tokenizer, decoding or self.decoding)
+        whole = len(kept[-1].ids) == len(_tokenized(history[-1:], inputs.tokenizer)[0].ids)
         last = history[-1] if whole else inputs.tokenizer.decode(kept[-1].ids)
         return (*history[len(history) - len(kept) : -1], last)
 
@@ -373,12 +370,10 @@ class DialoGPT(Technique):
         """
         decoding = decoding or self.decoding
         if decoding.candidates > 1 or decoding.beams > 1:
-            yield self._reply([tuple(history)], inputs, decoding, [seed])[0]["reply"]
+            yield self._reply([tuple(history)], inputs, decoding, seed)[0]["reply"]
             return
         self._check_forward()
-        if not history:
-            raise ValueError("history: has no turn; a reply answers at least one")
-        turns = self._kept(_tokenized(history, inputs.tokenizer), decoding)
+        turns = self._kept(history, inputs.tokenizer, decoding)
         shown, ids = None, []
         for ids in stream(
             self.network,
@@ -400,9 +395,7 @@ class DialoGPT(Technique):
 
         `log_prob` is of the reply and its end, in nats, under the model itself, whatever drew it.
         """
-        return self._reply(
-            [_dialogue(text) for text in texts], inputs, self.decoding, [self.seed] * len(texts)
-        )
+        return self._reply([_dialogue(text) for text in texts], inputs, self.decoding, self.seed)
 
     def predict_score(self, texts: list[str | tuple[str, ...]], inputs: TextInput) -> list[dict]:
         """Log-probabilities, in nats, of the turns of each dialogue with what closes them; bits per character of the last.
@@ -453,7 +446,7 @@ class DialoGPT(Technique):
         )
 
     def _reply(
-        self, dialogues: list[tuple[str, ...]], inputs: TextInput, decoding: Decoding, seeds: list[int]
+        self, dialogues: list[tuple[str, ...]], inputs: TextInput, decoding: Decoding, seed: int
     ) -> list[dict]:
         self._check_forward()
         if self.hparams.backward_model is not None and decoding.candidates < 2:
@@ -461,9 +454,9 @@ class DialoGPT(Technique):
                 f"model.backward_model={self.hparams.backward_model}: chooses among replies, and there is one; type "
                 "model.decoding.candidates=16"
             )
-        histories = [self._kept(_tokenized(turns, inputs.tokenizer), decoding) for turns in dialogues]
+        histories = [self._kept(turns, inputs.tokenizer, decoding) for turns in dialogues]
         results = []
-        answers = self._generate(histories, inputs.tokenizer, decoding, seeds)
+        answers = self._generate(histories, inputs.tokenizer, decoding, seed)
         for turns, kept, replies in zip(dialogues, histories, answers, strict=True):
             candidates = [
                 {"reply": inputs.tokenizer.decode(reply.ids), "log_prob": reply.log_prob} for reply in replies
@@ -528,15 +521,14 @@ class DialoGPT(Technique):
         histories: list[Sequence[Turn]],
         tokenizer: Tokenizer,
         decoding: Decoding,
-        seeds: list[int] | None = None,
+        seed: int,
     ) -> list[list[Reply]]:
-        seeds = seeds or [self.seed] * len(histories)
         return generate(
             self.network,
             [self._prompt(turns) for turns in histories],
             self._within_context(decoding),
             self._vocabulary(tokenizer),
-            [self._seed(turns, seed) for turns, seed in zip(histories, seeds, strict=True)],
+            [self._seed(turns, seed) for turns in histories],
         )
 
     def _seed(self, history: Sequence[Turn], seed: int) -> int:
@@ -557,7 +549,11 @@ class DialoGPT(Technique):
             return decoding
         return decoding.replace(max_length=most, min_length=min(decoding.min_length, most))
 
-    def _kept(self, turns: Sequence[Turn], decoding: Decoding) -> list[Turn]:
+    def _kept(self, history: Sequence[str], tokenizer: Tokenizer, decoding: Decoding) -> list[Turn]:
+        """The newest turns that leave room for a reply, see `kept_history`."""
+        if not history:
+            raise ValueError("history: has no turn; a reply answers at least one")
+        turns = _tokenized(history, tokenizer)
         # [CLS], the end of the reply, and in one of the forms a speaker.
         room = self.context - self._within_context(decoding).max_length - 3
         return last_turns(turns, room) or [turns[-1].part(-max(room - 1, 1))]

@@ -146,9 +146,8 @@ def with_speakers(batch: TokenBatch, speakers: tuple[int, int], cls_id: int | No
         max_seqlen=longest,
     )
     roles = None if cls_id is None else torch.where(positions == 0, cls_id, speaker[segments])
-    turns = spread(turns, 0)
-    replies = spread(_of_last_turn(batch, turns_of_tokens(batch)), False)
-    return Written(written, roles, turns, positions > 1, replies)
+    replies = spread(_of_last_turn(batch, turns), False)
+    return Written(written, roles, spread(turns, 0), positions > 1, replies)
 
 
 def backwards(batch: TokenBatch) -> TokenBatch:

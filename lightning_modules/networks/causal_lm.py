@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -281,8 +282,12 @@ class CausalLM(FlatTransformer):
     @property
     def _cache_name(self) -> str | None:
         """What the architecture's forward calls its cache; None where it has none."""
-        names = inspect.signature(self.model.base_model.forward).parameters
-        return next((name for name in ("cache", "past_key_values") if name in names), None)
+        return next((name for name in ("cache", "past_key_values") if name in self._forward_names), None)
+
+    @cached_property
+    def _forward_names(self) -> frozenset[str]:
+        """What the architecture's forward takes; asked for once, since each call of it needs to know."""
+        return frozenset(inspect.signature(self.model.base_model.forward).parameters)
 
     @property
     def _keeps_cache(self) -> bool:
@@ -290,8 +295,7 @@ class CausalLM(FlatTransformer):
 
     def _positions(self, position_ids: Tensor) -> dict[str, Tensor]:
         """Of an architecture that takes them; others (ALiBi) count by the mask."""
-        takes = "position_ids" in inspect.signature(self.model.base_model.forward).parameters
-        return {"position_ids": position_ids} if takes else {}
+        return {"position_ids": position_ids} if "position_ids" in self._forward_names else {}
 
     @contextmanager
     def _stock_attention(self) -> Iterator[None]:
